@@ -1,0 +1,1 @@
+"""Slices to sharded OME-Zarr, on Dask."""

@@ -1,0 +1,1 @@
+"""Training, inference and pseudo-labels as Ray jobs."""

@@ -1,0 +1,1 @@
+"""A promoted bundle behind HTTP, on Ray Serve."""

@@ -1,0 +1,79 @@
+"""A bundle: network weights (safetensors), contract and lineage (JSON). It is what is registered, promoted and served."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfuse.contract import Contract, Decision
+from perfuse.errors import RegistryError
+from perfuse.storage import digest_json
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "weights.safetensors"
+CONTRACT = "contract.json"
+LINEAGE = "lineage.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained network with everything that is needed to use it."""
+
+    contract: Contract
+    weights: "dict[str, torch.Tensor]"
+    """State of the network, on the CPU."""
+    lineage: dict[str, Any]
+    """Recipe, data digests and run that made it."""
+    uri: str = ""
+    """Where it came from, e.g. models:/vessels/3; empty for one that was just trained."""
+
+    def with_threshold(self, threshold: int) -> "Bundle":
+        """The same network, read with another threshold: predictions stay valid, for their digest is of `forward`."""
+        return replace(self, contract=self.contract.model_copy(update={"decision": Decision(threshold=threshold)}))
+
+    def forward_digest(self) -> str:
+        """Identity of what the network answers: weights and `forward`, not the decision."""
+        return digest_json(
+            {"weights": self._weights_digest(), "forward": self.contract.forward.model_dump(mode="json")}
+        )
+
+    def digest(self) -> str:
+        """Identity of the whole bundle: `forward` and decision."""
+        return digest_json(
+            {"forward": self.forward_digest(), "decision": self.contract.decision.model_dump(mode="json")}
+        )
+
+    def _weights_digest(self) -> str:
+        total = hashlib.sha256()
+        for name in sorted(self.weights):
+            tensor = self.weights[name].contiguous()
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            total.update(tensor.numpy().tobytes())
+        return total.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the three files of the bundle into a folder."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.weights.items()}, folder / WEIGHTS)
+        (folder / CONTRACT).write_text(self.contract.model_dump_json(indent=2))
+        (folder / LINEAGE).write_text(json.dumps(self.lineage, indent=2, sort_keys=True))
+
+    @classmethod
+    def load(cls, folder: Path, uri: str = "") -> "Bundle":
+        """Read a bundle's folder; RegistryError when a file is missing."""
+        from safetensors.torch import load_file
+
+        for name in (WEIGHTS, CONTRACT, LINEAGE):
+            if not (folder / name).is_file():
+                raise RegistryError(f"{uri or folder} is not a perfuse bundle: {name} is missing.")
+        return cls(
+            Contract.model_validate_json((folder / CONTRACT).read_text()),
+            load_file(folder / WEIGHTS),
+            json.loads((folder / LINEAGE).read_text()),
+            uri,
+        )

@@ -1,0 +1,97 @@
+"""What inference must repeat of training: the contract that travels with the weights."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from perfuse.errors import ContractError
+
+Axis = Literal["z", "y", "x"]
+
+
+class Frozen(BaseModel):
+    """A value that cannot change and knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Normalisation(Frozen):
+    """Linear, from two percentiles of the whole scan to 0 and 1; tails are kept up to `clip` beyond."""
+
+    lower_percent: float = Field(0.5, ge=0, lt=100)
+    upper_percent: float = Field(99.5, gt=0, le=100)
+    clip: float = Field(1.0, ge=0)
+    """How far beyond 0 and 1 values may go."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Normalisation":
+        if self.lower_percent >= self.upper_percent:
+            raise ValueError(f"lower_percent {self.lower_percent} must lie below upper_percent {self.upper_percent}")
+        return self
+
+
+class Network(Frozen):
+    """A segmentation-models-pytorch network; inputs are `planes` consecutive planes, output is one logit a pixel."""
+
+    architecture: str = "unet"
+    encoder: str = "resnet18"
+    encoder_weights: str | None = "imagenet"
+    """Pretrained weights to start training from; never loaded for inference."""
+    planes: int = Field(1, ge=1, le=9)
+    """Panel: an odd number of consecutive planes as channels; the middle one is segmented."""
+    decoder_channels: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _odd(self) -> "Network":
+        if self.planes % 2 == 0:
+            raise ValueError(f"planes must be odd, so that there is a middle plane; got {self.planes}")
+        return self
+
+
+class Forward(Frozen):
+    """All that decides the logits, besides the weights."""
+
+    network: Network
+    normalisation: Normalisation = Normalisation()
+    voxel_size_um: tuple[float, float]
+    """The finest and the coarsest in-plane voxel size that the model may be used on."""
+    axes: tuple[Axis, ...] = ("z", "y", "x")
+    """Axes along which planes are segmented; logits are averaged over them."""
+    tile: int = Field(256, ge=32, multiple_of=32)
+    overlap: float = Field(0.25, ge=0, le=0.75)
+    """Share of a tile that it has in common with the next."""
+    window: Literal["mean", "hann"] = "hann"
+    """Weights by which overlapping tiles are blended, in logits."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: the driver chooses what the machine is fast at, once per job, and records it."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels between the starts of neighbouring tiles: a multiple of 16."""
+        return max(16, int(self.tile * (1 - self.overlap)) // 16 * 16)
+
+    def check_voxel_size(self, voxel_size_um: tuple[float, float, float], scan: str) -> None:
+        """Raise ContractError when a scan's pixels, along any axis of the contract, lie outside the allowed range."""
+        low, high = self.voxel_size_um
+        for axis in self.axes:
+            pixels = [s for a, s in zip("zyx", voxel_size_um, strict=True) if a != axis]
+            if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in pixels):
+                raise ContractError(
+                    f"Scan {scan} has voxels of {' × '.join(f'{s:g}' for s in voxel_size_um)} µm (z, y, x); along axis {axis} "
+                    f"the model allows pixels of {low:g} to {high:g} µm only. Use a model trained at this "
+                    "scale, or ingest the scan at an allowed voxel size."
+                )
+
+
+class Decision(Frozen):
+    """How probabilities become a mask."""
+
+    threshold: int = Field(128, ge=1, le=255)
+    """A voxel is vessel when its uint8 probability is at least this: p ≥ t means v ≥ ⌈255·t⌉."""
+
+
+class Contract(Frozen):
+    """What inference must repeat, and how its result is read."""
+
+    forward: Forward
+    decision: Decision = Decision()

@@ -1,0 +1,97 @@
+"""Writing a label group: an OME-Zarr label pyramid whose level 0 is written shard by shard, each by one task."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from perfuse import storage, volumes
+from perfuse.catalog import LabelInfo, Scan
+from perfuse.errors import ScanError
+from perfuse.geometry import Index3, blocks, index3
+
+Mask = npt.NDArray[np.uint8]
+
+
+class LabelWriter:
+    """One label of a scan in the making. Unfinished until `finish`; a killed one goes on where it stopped.
+
+    key: digest of what the label is made from. Work of another key under this name is discarded, unless that label was
+    given by a person: then ScanError.
+    """
+
+    def __init__(
+        self, scan_url: str, shape_zyx: Index3, voxel_size_um: tuple[float, float, float], name: str, key: str
+    ):
+        self.scan_url, self.name, self.key = storage.normal(scan_url), name, key
+        self.levels = volumes.pyramid_levels(shape_zyx, voxel_size_um)
+        root = volumes.open_group(self.scan_url, "r+")
+        labels = root.require_group("labels")
+        existing = labels.get(name)
+        if not isinstance(existing, zarr.Group) or existing.attrs.get("perfuse_key") != key:
+            _refuse_human(existing, name, self.scan_url)
+            _, arrays = volumes.create_pyramid(
+                labels, name, self.levels, "uint8", ome={"image-label": {"source": {"image": "../../"}}}
+            )
+            group = labels[name]
+            group.attrs.pop("perfuse", None)
+            group.attrs["perfuse_key"] = key
+        self.group = labels[name]
+        self.arrays: list[zarr.Array[Any]] = [self.group[str(k)] for k in range(len(self.levels))]
+        self.tasks = list(blocks(shape_zyx, index3(self.arrays[0].shards or self.arrays[0].chunks)))
+        self._marks = volumes.DoneMarks(root.require_group("perfuse/labels"), name, len(self.tasks), key)
+        self._root = root
+
+    @property
+    def complete(self) -> LabelInfo | None:
+        """The label's summary when it is finished, else None."""
+        summary = self.group.attrs.get("perfuse")
+        return LabelInfo.model_validate(summary) if isinstance(summary, dict) else None
+
+    def todo(self) -> list[int]:
+        """Tasks whose shards are missing, torn or not yet written."""
+        intact = self._marks.intact(self._stored)
+        return [i for i in range(len(self.tasks)) if i not in intact]
+
+    def _stored(self, task: int) -> bytes:
+        url = storage.join(self.scan_url, "labels", self.name, "0")
+        return volumes.stored_digest(url, self.arrays[0], self.tasks[task])
+
+    def write(self, task: int, block: Mask) -> None:
+        """Write the shard that a task owns, whole; then its done-mark."""
+        self.arrays[0][self.tasks[task].slices] = block
+        self._marks.mark(task, self._stored(task))
+
+    def finish(self, info: Callable[[float, str], LabelInfo]) -> LabelInfo:
+        """Make the coarser levels, then write the summary that makes the label visible.
+
+        info: builds the summary from the foreground share and the digest.
+        """
+        volumes.fill_coarser(self.arrays, self.levels, "max")
+        foreground = sum(int(np.count_nonzero(np.asarray(self.arrays[0][b.slices]) >= 128)) for b in self.tasks)
+        summary = info(foreground / float(np.prod(self.arrays[0].shape)), self._marks.root())
+        self.group.attrs["perfuse"] = summary.model_dump(mode="json")
+        labels = self._root["labels"]
+        names = sorted({*_listed(labels), self.name})
+        labels.attrs["ome"] = {"version": "0.5", "labels": names}
+        return summary
+
+
+def _listed(labels: Any) -> list[str]:
+    return list(labels.attrs.get("ome", {}).get("labels", []))
+
+
+def _refuse_human(existing: Any, name: str, scan_url: str) -> None:
+    summary = existing.attrs.get("perfuse") if isinstance(existing, zarr.Group) else None
+    if isinstance(summary, dict) and summary.get("kind") in ("dense", "sparse"):
+        raise ScanError(
+            f"Label {name!r} of {scan_url} was given by a person and differs from what would be written; it is not "
+            "overwritten. Choose another name."
+        )
+
+
+def writer_for(scan: Scan, name: str, key: str) -> LabelWriter:
+    """A writer for a label of a complete scan."""
+    return LabelWriter(scan.url, scan.shape_zyx, scan.info.voxel_size_um, name, key)

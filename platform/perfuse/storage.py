@@ -1,0 +1,127 @@
+"""Bytes on any fsspec URL: joining, small JSON files, digests, and errors that say which server is away."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from perfuse.errors import PerfuseError, ServerError
+
+
+def is_remote(url: str) -> bool:
+    """True for URLs that are not on this machine's disk."""
+    return "://" in url and not url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL."""
+    return Path(url.removeprefix("file://")).expanduser()
+
+
+def normal(url: str) -> str:
+    """One spelling per place: absolute local paths, no trailing slash."""
+    return url.rstrip("/") if is_remote(url) else str(local_path(url).absolute())
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to a URL."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def name_of(url: str) -> str:
+    """The last part of a URL."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def filesystem(url: str) -> fsspec.AbstractFileSystem:
+    """The filesystem that serves a URL; it asks the server each time, because other processes write too."""
+    protocol = url.split("://", 1)[0] if is_remote(url) else "file"
+    options: dict[str, Any] = {"auto_mkdir": True} if protocol == "file" else {"use_listings_cache": False}
+    return fsspec.filesystem(protocol, **options)
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turn a store's connection and credential failures into one message that names the store."""
+    try:
+        yield
+    except (PerfuseError, FileNotFoundError):
+        raise
+    except PermissionError as error:
+        raise ServerError(
+            f"No permission for {url}: {error}. Check the credentials (for s3://: AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and the bucket's policy."
+        ) from error
+    except Exception as error:
+        if is_remote(url) and _is_connection_trouble(error):
+            raise ServerError(
+                f"Cannot reach the store of {url}: {type(error).__name__}: {error}. Check the address "
+                "(for s3://: AWS_ENDPOINT_URL), the credentials and the network, then run the same command again."
+            ) from error
+        raise
+
+
+def _is_connection_trouble(error: BaseException) -> bool:
+    module = type(error).__module__.split(".")[0]
+    return isinstance(error, OSError) or module in {"botocore", "aiobotocore", "aiohttp"}
+
+
+def exists(url: str) -> bool:
+    """True when a file or folder is there."""
+    with reaching(url):
+        return bool(filesystem(url).exists(url))
+
+
+def read_bytes(url: str) -> bytes:
+    """A whole small file; FileNotFoundError when it is absent."""
+    with reaching(url):
+        return bytes(filesystem(url).cat_file(url))
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a whole small file; readers see the old or the new one, never a torn one."""
+    with reaching(url):
+        if is_remote(url):
+            filesystem(url).pipe_file(url, data)
+            return
+        path = local_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+
+
+def read_json(url: str) -> Any:
+    """A JSON file's value."""
+    return json.loads(read_bytes(url))
+
+
+def write_json(url: str, value: Any) -> None:
+    """Write a JSON file, the same bytes for the same value."""
+    write_bytes(url, json.dumps(value, indent=2, sort_keys=True).encode())
+
+
+def remove_tree(url: str) -> None:
+    """Remove a folder and all in it, if it is there."""
+    with reaching(url):
+        files = filesystem(url)
+        if files.exists(url):
+            files.rm(url, recursive=True)
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """SHA-256 over length-prefixed parts, in hex: parts cannot run into one another."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())

@@ -1,0 +1,252 @@
+"""OME-Zarr 0.5 on any URL: pyramids, sharded arrays with reproducible bytes, done-marks.
+
+A *pyramid* is a Zarr group whose arrays 0…n hold the same volume at halved resolutions. Shards are written whole by one
+task each; a done-mark then records the SHA-256 of the stored bytes (Zarr omits all-fill shards: only done-marks tell
+an empty shard from a lost one).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numcodecs.blosc
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+from zarr.storage import FsspecStore, LocalStore
+
+from perfuse import storage
+from perfuse.errors import ScanError
+from perfuse.geometry import AXES, Box, Index3, Spacing, blocks, index3
+
+Voxels = npt.NDArray[Any]
+Reduce = Literal["mean", "max"]
+
+CHUNK = 64
+"""Edge of a chunk, voxels: the unit that is decoded to read anything inside."""
+
+SHARD_CHUNKS: Index3 = (1, 8, 8)
+"""Chunks in a shard (one stored object): one thick along z, so that a slab of 64 slices fills whole shards."""
+
+COARSEST = 64
+"""A pyramid ends where no axis exceeds this many voxels."""
+
+numcodecs.blosc.use_threads = False  # more threads than one give other bytes each time; chunks run in parallel instead
+
+
+def open_group(url: str, mode: Literal["r", "r+", "a", "w"] = "r") -> zarr.Group:
+    """Open a Zarr group; ScanError when there is none. `a` creates it, `w` empties it first."""
+    with storage.reaching(url):
+        try:
+            return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3 if mode in ("a", "w") else None)
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+            raise ScanError(f"{url} is not a Zarr group. Give the URL of a scan, e.g. data/kidney.ome.zarr.") from error
+
+
+def _store(url: str, mode: str) -> LocalStore | FsspecStore:
+    if not storage.is_remote(url):
+        return LocalStore(storage.local_path(url), read_only=mode == "r")
+    return FsspecStore.from_url(url, read_only=mode == "r", storage_options={"use_listings_cache": False})
+
+
+@dataclass(frozen=True)
+class Level:
+    """The geometry of one level of a pyramid."""
+
+    shape_zyx: Index3
+    """Voxels along each axis."""
+    factor_zyx: Index3
+    """Voxels of the level above that one voxel here covers: 2 where halved, else 1."""
+    scale_um: Spacing
+    """Voxel size."""
+    translation_um: Spacing
+    """Centre of the first voxel, from the centre of the first voxel of level 0."""
+
+
+def pyramid_levels(shape_zyx: Index3, voxel_size_um: Spacing) -> list[Level]:
+    """The levels of a volume's pyramid, finest first.
+
+    An axis is halved while it is longer than 1 voxel and not coarser than twice the finest. A halved level's first
+    voxel has its centre between the two it covers: (2ᵏ − 1) / 2 voxels in.
+    """
+    levels = [Level(shape_zyx, (1, 1, 1), voxel_size_um, (0.0, 0.0, 0.0))]
+    while max(levels[-1].shape_zyx) > COARSEST:
+        above = levels[-1]
+        finest = min(above.scale_um)
+        factor = index3(
+            [
+                2 if n > 1 and s <= 2 * finest * (1 - 1e-9) else 1
+                for n, s in zip(above.shape_zyx, above.scale_um, strict=True)
+            ]
+        )
+        levels.append(_coarser(above, factor))
+    return levels
+
+
+def _coarser(above: Level, factor: Index3) -> Level:
+    shape = index3([-(-n // f) for n, f in zip(above.shape_zyx, factor, strict=True)])
+    z, y, x = (s * f for s, f in zip(above.scale_um, factor, strict=True))
+    tz, ty, tx = (t + s * (f - 1) / 2 for t, s, f in zip(above.translation_um, above.scale_um, factor, strict=True))
+    return Level(shape, factor, (z, y, x), (tz, ty, tx))
+
+
+def chunk_shape(shape_zyx: Index3) -> Index3:
+    """The chunk of a level: 64³, thinner where the volume is."""
+    return index3([min(CHUNK, n) for n in shape_zyx])
+
+
+def shard_shape(shape_zyx: Index3) -> Index3:
+    """The shard of a level: up to 1 × 8 × 8 chunks, no more than cover the volume."""
+    chunk = chunk_shape(shape_zyx)
+    return index3([c * min(most, -(-n // c)) for n, c, most in zip(shape_zyx, chunk, SHARD_CHUNKS, strict=True)])
+
+
+def create_array(
+    group: zarr.Group, name: str, shape_zyx: Index3, dtype: npt.DTypeLike, *, shards: Index3 | None = None
+) -> zarr.Array[Any]:
+    """A sharded, compressed volume with fill value 0, in place of any of that name.
+
+    shards: defaults to `shard_shape`; always a multiple of `chunk_shape`.
+    """
+    dtype = np.dtype(dtype)
+    return group.create_array(
+        name,
+        shape=shape_zyx,
+        dtype=dtype,
+        chunks=chunk_shape(shape_zyx),
+        shards=shards or shard_shape(shape_zyx),
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=dtype.itemsize),
+        fill_value=0,
+        dimension_names=AXES,
+        overwrite=True,
+    )
+
+
+def create_pyramid(
+    parent: zarr.Group, name: str, levels: list[Level], dtype: npt.DTypeLike, *, ome: dict[str, Any] | None = None
+) -> tuple[zarr.Group, list[zarr.Array[Any]]]:
+    """An OME-Zarr 0.5 multiscale group with empty levels. `name` "" makes `parent` itself the multiscale."""
+    group = parent.require_group(name) if name else parent
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(name or "image", levels)], **(ome or {})}
+    arrays = [create_array(group, str(k), level.shape_zyx, dtype) for k, level in enumerate(levels)]
+    return group, arrays
+
+
+def _multiscale(name: str, levels: list[Level]) -> dict[str, Any]:
+    datasets = [
+        {
+            "path": str(k),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": list(level.scale_um)},
+                {"type": "translation", "translation": list(level.translation_um)},
+            ],
+        }
+        for k, level in enumerate(levels)
+    ]
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES]
+    return {"name": name, "axes": axes, "datasets": datasets}
+
+
+def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce) -> Voxels:
+    """The next coarser level of a block that begins on an even voxel of every halved axis.
+
+    block: [z, y, x] of any dtype; the result has ⌈n / factor⌉ voxels and the same dtype. `mean` rounds half up for
+    integers. Where an odd face is left over it is replicated, so the far edge is a mean of what is there.
+    """
+    padding = [(0, -n % f) for n, f in zip(block.shape, factor_zyx, strict=True)]
+    if any(after for _, after in padding):
+        block = np.pad(block, padding, mode="edge")
+    parts = [
+        block[i :: factor_zyx[0], j :: factor_zyx[1], k :: factor_zyx[2]]
+        for i in range(factor_zyx[0])
+        for j in range(factor_zyx[1])
+        for k in range(factor_zyx[2])
+    ]
+    if reduce == "max":
+        return np.maximum.reduce(parts)
+    wide = np.float64 if block.dtype.kind == "f" else np.uint32
+    total = np.zeros(parts[0].shape, wide)
+    for part in parts:
+        total += part
+    if block.dtype.kind == "f":
+        return (total / len(parts)).astype(block.dtype)
+    return ((total + len(parts) // 2) // len(parts)).astype(block.dtype)
+
+
+def fill_coarser(arrays: list[zarr.Array[Any]], levels: list[Level], reduce: Reduce) -> None:
+    """Compute levels 1…n from stored level 0, one shard at a time."""
+    for above, below, level in zip(arrays[:-1], arrays[1:], levels[1:], strict=True):
+        for box in blocks(index3(below.shape), index3(below.shards or below.chunks)):
+            below[box.slices] = halve(
+                np.asarray(above[_source_box(box, level, above).slices]), level.factor_zyx, reduce
+            )
+
+
+def _source_box(box: Box, level: Level, above: zarr.Array[Any]) -> Box:
+    start = index3([a * f for a, f in zip(box.start, level.factor_zyx, strict=True)])
+    stop = index3([min(b * f, n) for b, f, n in zip(box.stop, level.factor_zyx, above.shape, strict=True)])
+    return Box(start, stop)
+
+
+def shard_keys(array: zarr.Array[Any], box: Box) -> list[str]:
+    """The stored objects of the shards that meet `box`, relative to the array."""
+    unit = index3(array.shards or array.chunks)
+    ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, unit, strict=True)]
+    return [f"c/{i}/{j}/{k}" for i in ranges[0] for j in ranges[1] for k in ranges[2]]
+
+
+def stored_digest(array_url: str, array: zarr.Array[Any], box: Box) -> bytes:
+    """SHA-256 over the stored bytes of the shards that meet `box`; an omitted shard counts as empty bytes. 32 bytes."""
+    parts = []
+    for key in shard_keys(array, box):
+        try:
+            parts.append(storage.read_bytes(storage.join(array_url, key)))
+        except FileNotFoundError:
+            parts.append(b"")
+    return bytes.fromhex(storage.digest_bytes(*parts))
+
+
+class DoneMarks:
+    """One 32-byte digest a task, in a Zarr array `[task, 32]`; zeros mean not done.
+
+    `key` is the digest of what the tasks are made from: marks of another key are forgotten.
+    """
+
+    def __init__(self, group: zarr.Group, name: str, tasks: int, key: str) -> None:
+        if name not in group or group[name].attrs.get("key") != key or group[name].shape != (tasks, 32):
+            group.create_array(
+                name,
+                shape=(tasks, 32),
+                chunks=(1, 32),
+                dtype="uint8",
+                compressors=None,
+                fill_value=0,
+                overwrite=True,
+                attributes={"key": key},
+            )
+        array = group[name]
+        if not isinstance(array, zarr.Array):
+            raise ScanError(f"{name} is no array of done-marks.")
+        self._array = array
+
+    def mark(self, task: int, digest: bytes) -> None:
+        """Record that a task has written its shards."""
+        self._array[task] = np.frombuffer(digest, np.uint8)
+
+    def digests(self) -> list[bytes]:
+        """Each task's digest; 32 zero bytes where it is not done."""
+        return [row.tobytes() for row in np.asarray(self._array[:])]
+
+    def intact(self, task_digest: Callable[[int], bytes]) -> set[int]:
+        """Tasks whose mark equals the digest of what is stored now: the others are to be done (again)."""
+        return {i for i, mark in enumerate(self.digests()) if any(mark) and mark == task_digest(i)}
+
+    def root(self) -> str:
+        """The digest over all marks: the identity of what was written."""
+        return merkle(self.digests())
+
+
+def merkle(digests: Iterable[bytes]) -> str:
+    """One digest over many, in their order."""
+    return storage.digest_bytes(*digests)

@@ -1,0 +1,21 @@
+"""Where perfuse keeps things when nobody says otherwise: one work folder."""
+
+import os
+from pathlib import Path
+
+from perfuse import storage
+
+
+def work_folder() -> Path:
+    """The folder of embedded runs: PERFUSE_WORKDIR, else ./perfuse-work."""
+    return Path(os.environ.get("PERFUSE_WORKDIR", "perfuse-work")).absolute()
+
+
+def storage_url() -> str:
+    """Where checkpoints go: PERFUSE_STORAGE (a URL that all workers reach, e.g. s3://bucket/runs), else the work folder."""
+    return storage.normal(os.environ.get("PERFUSE_STORAGE", str(work_folder() / "runs")))
+
+
+def tracking_uri() -> str:
+    """The MLflow server: MLFLOW_TRACKING_URI, else SQLite in the work folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_folder() / 'mlflow.db'}"

@@ -159,7 +159,7 @@ class Scan:
     def _outside_organ(self, box: Box) -> npt.NDArray[np.bool_]:
         if ORGAN not in self.labels():
             return np.zeros(box.shape, np.bool_)
-        return np.asarray(self.label(ORGAN)[box.slices]) == 0
+        return np.equal(np.asarray(self.label(ORGAN)[box.slices]), 0)
 
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
@@ -182,7 +182,7 @@ def find_scans(root_url: str) -> list[Scan]:
     with storage.reaching(root):
         files = storage.filesystem(root)
         names = files.ls(root, detail=False) if files.exists(root) else []
-    scans = []
+    scans: list[Scan] = []
     for name in sorted(storage.name_of(str(n)) for n in names):
         if name.endswith(SUFFIX):
             scans.extend(_complete(storage.join(root, name)))

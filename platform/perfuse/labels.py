@@ -32,14 +32,14 @@ class LabelWriter:
         existing = labels.get(name)
         if not isinstance(existing, zarr.Group) or existing.attrs.get("perfuse_key") != key:
             _refuse_human(existing, name, self.scan_url)
-            _, arrays = volumes.create_pyramid(
+            group, _ = volumes.create_pyramid(
                 labels, name, self.levels, "uint8", ome={"image-label": {"source": {"image": "../../"}}}
             )
-            group = labels[name]
             group.attrs.pop("perfuse", None)
             group.attrs["perfuse_key"] = key
-        self.group = labels[name]
-        self.arrays: list[zarr.Array[Any]] = [self.group[str(k)] for k in range(len(self.levels))]
+            existing = group
+        self.group = existing
+        self.arrays = [_level(self.group, k) for k in range(len(self.levels))]
         self.tasks = list(blocks(shape_zyx, index3(self.arrays[0].shards or self.arrays[0].chunks)))
         self._marks = volumes.DoneMarks(root.require_group("perfuse/labels"), name, len(self.tasks), key)
         self._root = root
@@ -77,6 +77,13 @@ class LabelWriter:
         names = sorted({*_listed(labels), self.name})
         labels.attrs["ome"] = {"version": "0.5", "labels": names}
         return summary
+
+
+def _level(group: zarr.Group, level: int) -> zarr.Array[Any]:
+    array = group[str(level)]
+    if not isinstance(array, zarr.Array):
+        raise ScanError(f"{group.store_path} is damaged: level {level} is no array.")
+    return array
 
 
 def _listed(labels: Any) -> list[str]:

@@ -164,7 +164,7 @@ def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce) -> Voxels:
         for k in range(factor_zyx[2])
     ]
     if reduce == "max":
-        return np.maximum.reduce(parts)
+        return np.asarray(np.maximum.reduce(parts))
     wide = np.float64 if block.dtype.kind == "f" else np.uint32
     total = np.zeros(parts[0].shape, wide)
     for part in parts:
@@ -214,8 +214,9 @@ class DoneMarks:
     """
 
     def __init__(self, group: zarr.Group, name: str, tasks: int, key: str) -> None:
-        if name not in group or group[name].attrs.get("key") != key or group[name].shape != (tasks, 32):
-            group.create_array(
+        array = group.get(name)
+        if not isinstance(array, zarr.Array) or array.attrs.get("key") != key or array.shape != (tasks, 32):
+            array = group.create_array(
                 name,
                 shape=(tasks, 32),
                 chunks=(1, 32),
@@ -225,9 +226,6 @@ class DoneMarks:
                 overwrite=True,
                 attributes={"key": key},
             )
-        array = group[name]
-        if not isinstance(array, zarr.Array):
-            raise ScanError(f"{name} is no array of done-marks.")
         self._array = array
 
     def mark(self, task: int, digest: bytes) -> None:

@@ -1,0 +1,29 @@
+# Everything a fresh machine needs is python3 (3.11–3.13), git and make.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: quickstart test setup check bench
+
+quickstart: setup  ## the main job on embedded defaults, under 5 minutes on two cores
+	.venv/bin/perfuse quickstart
+
+test: setup  ## all tests; journeys that need Ceph or PostgreSQL skip and say so where those are missing
+	$(PY) -m pytest
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"perfuse needs Python 3.11 to 3.13; {sys.executable} is {v[0]}.{v[1]}. Say: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -c constraints.txt uv
+	$(PY) -m uv pip install -q --python $(PY) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+check: setup  ## ruff, mypy strict, import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: setup  ## every benchmark, one after the other
+	@for script in bench/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done

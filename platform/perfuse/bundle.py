@@ -1,4 +1,4 @@
-"""A bundle: network weights (safetensors), contract and lineage (JSON). It is what is registered, promoted and served."""
+"""A bundle: network weights (safetensors), contract and lineage (JSON): what is registered, promoted and served."""
 
 import hashlib
 import json

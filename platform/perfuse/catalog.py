@@ -84,8 +84,8 @@ class Scan:
         summary = group.attrs.get("perfuse")
         if not isinstance(summary, dict) or summary.get("complete") is not True:
             raise ScanError(
-                f"{url} is not a complete perfuse scan: its metadata has no finished `perfuse` summary. If an ingest was "
-                "interrupted, run the same `perfuse ingest` again: it resumes."
+                f"{url} is not a complete perfuse scan: its metadata has no finished `perfuse` summary. If an ingest "
+                "was interrupted, run the same `perfuse ingest` again: it resumes."
             )
         return cls(url, group, ScanInfo.model_validate(summary))
 
@@ -159,7 +159,8 @@ class Scan:
     def _outside_organ(self, box: Box) -> npt.NDArray[np.bool_]:
         if ORGAN not in self.labels():
             return np.zeros(box.shape, np.bool_)
-        return np.equal(np.asarray(self.label(ORGAN)[box.slices]), 0)
+        outside: npt.NDArray[np.bool_] = np.asarray(self.label(ORGAN)[box.slices]) == 0
+        return outside
 
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
@@ -269,8 +270,8 @@ def _check_disjoint(*sides: Sequence[Scan]) -> None:
         for scan in side:
             if seen.setdefault(scan.info.donor, number) != number:
                 raise RecipeError(
-                    f"Donor {scan.info.donor!r} (specimen {scan.info.specimen!r}) would stand on two sides of the split. "
-                    "Splits are by donor: put all specimens of a donor on one side."
+                    f"Donor {scan.info.donor!r} (specimen {scan.info.specimen!r}) would stand on two sides of "
+                    "the split. Splits are by donor: put all specimens of a donor on one side."
                 )
 
 

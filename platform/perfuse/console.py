@@ -24,8 +24,9 @@ class Advance:
 
     def __call__(self, done: int = 1, note: str | None = None) -> None:
         """Count `done` more units; `note` replaces the text beside the bar."""
-        fields = {} if note is None else {"note": note}
-        self._bar.update(self._task, advance=done, **fields)
+        self._bar.update(self._task, advance=done)
+        if note is not None:
+            self._bar.update(self._task, note=note)
 
 
 @contextmanager

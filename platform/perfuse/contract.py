@@ -76,8 +76,9 @@ class Forward(Frozen):
         for axis in self.axes:
             pixels = [s for a, s in zip("zyx", voxel_size_um, strict=True) if a != axis]
             if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in pixels):
+                voxel = " × ".join(f"{s:g}" for s in voxel_size_um)
                 raise ContractError(
-                    f"Scan {scan} has voxels of {' × '.join(f'{s:g}' for s in voxel_size_um)} µm (z, y, x); along axis {axis} "
+                    f"Scan {scan} has voxels of {voxel} µm (z, y, x); along axis {axis} "
                     f"the model allows pixels of {low:g} to {high:g} µm only. Use a model trained at this "
                     "scale, or ingest the scan at an allowed voxel size."
                 )

@@ -12,7 +12,7 @@ def work_folder() -> Path:
 
 
 def storage_url() -> str:
-    """Where checkpoints go: PERFUSE_STORAGE (a URL that all workers reach, as s3://bucket/runs), else the work folder."""
+    """Where checkpoints go: PERFUSE_STORAGE (a URL that all workers reach), else the work folder."""
     return storage.normal(os.environ.get("PERFUSE_STORAGE", str(work_folder() / "runs")))
 
 

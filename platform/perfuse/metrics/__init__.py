@@ -1,0 +1,20 @@
+"""Metrics as integers that add over disjoint blocks, and scores derived from the sums."""
+
+from perfuse.metrics.curve import Curve, CurveCounts, Plateau, curve_counts
+from perfuse.metrics.otsu import otsu_threshold, otsu_upper_of_three
+from perfuse.metrics.overlap import ConfusionCounts, confusion_counts
+from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts
+
+__all__ = [
+    "ConfusionCounts",
+    "Curve",
+    "CurveCounts",
+    "Plateau",
+    "SurfaceCounts",
+    "confusion_counts",
+    "curve_counts",
+    "otsu_threshold",
+    "otsu_upper_of_three",
+    "read_cubes",
+    "surface_counts",
+]

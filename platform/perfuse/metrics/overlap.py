@@ -1,0 +1,83 @@
+"""Counts of voxels that two masks share, and the scores derived from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.errors import ShapeMismatchError
+
+
+@dataclass(frozen=True)
+class ConfusionCounts:
+    """Voxels by truth and prediction; counts of disjoint blocks add. Scores without a denominator are NaN."""
+
+    true_positive: int = 0
+    false_positive: int = 0
+    false_negative: int = 0
+    true_negative: int = 0
+
+    def __add__(self, other: "ConfusionCounts") -> "ConfusionCounts":
+        return ConfusionCounts(
+            self.true_positive + other.true_positive,
+            self.false_positive + other.false_positive,
+            self.false_negative + other.false_negative,
+            self.true_negative + other.true_negative,
+        )
+
+    @property
+    def truth(self) -> int:
+        """Voxels that are vessel."""
+        return self.true_positive + self.false_negative
+
+    @property
+    def predicted(self) -> int:
+        """Voxels that were predicted to be vessel."""
+        return self.true_positive + self.false_positive
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted voxels that are vessel; NaN when nothing was predicted."""
+        return _ratio(self.true_positive, self.predicted)
+
+    @property
+    def recall(self) -> float:
+        """Share of the vessel voxels that were found; NaN when there is no vessel."""
+        return _ratio(self.true_positive, self.truth)
+
+    @property
+    def dice(self) -> float:
+        """2 |A ∩ B| / (|A| + |B|); NaN when both masks are empty."""
+        return self.fbeta(1.0)
+
+    def fbeta(self, beta: float) -> float:
+        """(1 + β²) TP / ((1 + β²) TP + β² FN + FP); NaN when both masks are empty."""
+        weight = beta * beta
+        hit = (1 + weight) * self.true_positive
+        return _ratio(hit, hit + weight * self.false_negative + self.false_positive)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def confusion_counts(
+    truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_] | None = None
+) -> ConfusionCounts:
+    """Count a block's voxels; all arrays bool of one shape. Voxels where `known` is False do not count at all.
+
+    Raises ShapeMismatchError when the shapes differ.
+    """
+    check_shapes(truth, predicted, known)
+    if known is not None:
+        truth, predicted = truth[known], predicted[known]
+    both = int(np.count_nonzero(truth & predicted))
+    positive, found = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
+    return ConfusionCounts(both, found - both, positive - both, truth.size - positive - found + both)
+
+
+def check_shapes(*arrays: npt.NDArray[np.generic] | None) -> None:
+    """Raise ShapeMismatchError when arrays differ in shape; None is passed over."""
+    shapes = {a.shape for a in arrays if a is not None}
+    if len(shapes) > 1:
+        raise ShapeMismatchError(f"Masks must have one shape; got {' and '.join(map(str, sorted(shapes)))}.")

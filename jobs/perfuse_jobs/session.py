@@ -1,0 +1,62 @@
+"""The Ray that this process works with: the cluster it stands in, else one started in this process."""
+
+import os
+import warnings
+from typing import Any
+
+from perfuse.errors import PerfuseError, ServerError
+
+WORKER_CPUS = 0.5
+"""Of a training worker. A whole one each would leave Ray Data none on small machines, and both would wait for ever."""
+
+FEWEST_CPUS = 4
+"""Logical, of a Ray in this process, whatever the machine has: for the same reason."""
+
+
+def connect(workers: int = 1) -> None:
+    """Make Ray ready; does nothing when it is. A Ray that was started here ends with the process, or `ray.shutdown()`.
+
+    The cluster of a submitted job or of RAY_ADDRESS is used; ServerError when it does not answer. Otherwise Ray starts
+    in this process, on the loopback, without dashboard, with logical CPUs for `workers` beside Ray Data.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**_options(workers))
+    except ConnectionError as error:
+        raise ServerError(
+            f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}. Start it (`ray start --head`), "
+            "correct the address, or unset RAY_ADDRESS to run Ray in this process."
+        ) from error
+
+
+def on_cluster() -> bool:
+    """True when the Ray in use was started by somebody else, as in a submitted job."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def check_shared(name: str, what: str) -> None:
+    """Raise PerfuseError when this is a cluster and a variable that its nodes must agree on is not set."""
+    if on_cluster() and not os.environ.get(name):
+        raise PerfuseError(
+            f"On a Ray cluster {name} must name {what}, for the nodes share no work folder. Set it for the nodes, or "
+            "in the shell that runs `perfuse submit`, which passes it on."
+        )
+
+
+def _options(workers: int) -> dict[str, Any]:
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    if on_cluster():
+        return quiet
+    return quiet | {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, FEWEST_CPUS, workers + 2),
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+    }

@@ -69,12 +69,12 @@ def stack_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="perfuse-", dir="/tmp"))
     try:
         yield folder
-        stopped = run_stack("down", "--dir", folder)
-        assert stopped.returncode == 0, stopped.stderr
-        assert processes_of(folder) == []
     finally:
-        run_stack("down", "--dir", folder)
+        stopped = run_stack("down", "--dir", folder)
+        left = processes_of(folder)
         shutil.rmtree(folder)
+    assert stopped.returncode == 0, stopped.stderr
+    assert left == []
 
 
 def processes_of(folder: Path) -> list[str]:

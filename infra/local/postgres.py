@@ -39,7 +39,7 @@ def start(settings: Settings) -> None:
         _make_cluster(home, password)
     if server.pid() is None:
         _release(home / "data")
-        listen = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={home}"]
+        listen = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
         server.start([_program("postgres"), "-D", home / "data", "-p", str(port), *listen], clean_environment(), USER)
     server.wait_until(lambda: _accepts(port))
     if new:

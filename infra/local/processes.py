@@ -1,8 +1,9 @@
 """The long-running processes of a stack: started, found again and ended, never by a broad name.
 
 Each one leads a session of its own and leaves `run/<name>.pid`, which holds its pid and start time, so that a
-recycled pid is never taken for ours. Its environment carries a mark that its descendants inherit: what a killed
-leader left behind is found by it.
+recycled pid is never taken for ours. What a killed leader left behind is found by a mark in its environment, which
+descendants inherit, or by the leader's session and the stack folder as current folder (a process that renames itself
+may overwrite its environment).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Life:
     """One living process: a pid alone is not an identity, since pids are recycled."""
 
     parent: int
+    session: int
     started: int
     """Clock ticks after boot."""
 
@@ -57,9 +59,7 @@ class Daemon:
 
     def pid(self) -> int | None:
         """The pid of the running leader, if it runs."""
-        if not self._pid_file.exists():
-            return None
-        pid, started = (int(word) for word in self._pid_file.read_text().split())
+        pid, started = self._recorded()
         life = _living().get(pid)
         return pid if life and life.started == started else None
 
@@ -113,15 +113,27 @@ class Daemon:
         self._pid_file.unlink(missing_ok=True)
 
     def members(self) -> dict[int, Life]:
-        """All living processes of this daemon: leader, bearers of the mark, and their descendants."""
+        """All living processes of this daemon: leader, bearers of the mark, its session, and their descendants."""
         living = _living()
-        found = {pid for pid in living if _has_mark(pid, self._mark)}
         leader = self.pid()
-        fresh = found | ({leader} if leader is not None else set())
+        found: set[int] = set()
+        fresh = {pid for pid, life in living.items() if pid == leader or self._started(pid, life)}
         while fresh:
             found |= fresh
             fresh = {pid for pid, life in living.items() if life.parent in fresh} - found
-        return {pid: living[pid] for pid in found if pid in living}
+        return {pid: living[pid] for pid in found}
+
+    def _started(self, pid: int, life: Life) -> bool:
+        if life.session == self._recorded()[0] and (folder := _current_folder(pid)):
+            return folder.is_relative_to(self.folder)
+        return _has_mark(pid, self._mark)
+
+    def _recorded(self) -> tuple[int, int]:
+        """Pid and start time of the leader of the last start; zeros, which no process has, when there was none."""
+        if not self._pid_file.exists():
+            return 0, 0
+        pid, started = self._pid_file.read_text().split()
+        return int(pid), int(started)
 
     def _still_alive(self, seen: dict[int, Life]) -> list[int]:
         """Adds today's members to those seen; a child that lost its parent stays known by what was seen."""
@@ -158,12 +170,7 @@ def run(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, user: 
 
 def working_in(folder: Path) -> list[int]:
     """The living processes whose current folder is this one, as far as we may see."""
-    found = []
-    for pid in _living():
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/cwd").readlink() == folder:
-                found.append(pid)
-    return found
+    return [pid for pid in _living() if _current_folder(pid) == folder]
 
 
 def _identity(user: str | None) -> dict[str, Any]:
@@ -183,13 +190,20 @@ def _life(entry: Path) -> Life | None:
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    state, parent, started = fields[0], int(fields[1]), int(fields[19])
-    return None if state in "ZX" else Life(parent, started)
+    state, parent, session, started = fields[0], int(fields[1]), int(fields[3]), int(fields[19])
+    return None if state in "ZX" else Life(parent, session, started)
 
 
 def _kill(pid: int, how: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, how)
+
+
+def _current_folder(pid: int) -> Path | None:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return None
 
 
 def _has_mark(pid: int, mark: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -145,8 +146,18 @@ def test_up_twice_changes_nothing_and_a_killed_server_comes_back(postgres: str, 
 
 
 def command_lines() -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return listed.stdout.splitlines()
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_text(errors="replace"))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_down_finds_what_a_killed_leader_left_behind(folder: Path) -> None:
@@ -162,6 +173,19 @@ def test_down_finds_what_a_killed_leader_left_behind(folder: Path) -> None:
     finally:
         foreign.kill()
         foreign.wait()
+
+
+def test_down_finds_an_orphan_that_overwrote_its_environment(folder: Path) -> None:
+    leader = subprocess.run(
+        ["bash", "-c", "sleep 60 >/dev/null & echo $$ $!"],
+        env={}, cwd=folder, start_new_session=True, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    session, orphan = leader.stdout.split()
+    assert alive(int(orphan))
+    (folder / "run").mkdir()
+    (folder / "run" / "ray.pid").write_text(f"{session} 1")
+    assert run_stack("down", "--dir", folder).returncode == 0
+    assert not alive(int(orphan))
 
 
 def test_secrets_are_readable_by_their_owner_alone(s3: dict[str, str], stack_folder: Path) -> None:

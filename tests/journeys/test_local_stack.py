@@ -177,7 +177,7 @@ def test_down_finds_what_a_killed_leader_left_behind(folder: Path) -> None:
 
 def test_down_finds_an_orphan_that_overwrote_its_environment(folder: Path) -> None:
     leader = subprocess.run(
-        ["bash", "-c", "sleep 60 >/dev/null & echo $$ $!"],
+        ["bash", "-c", "sleep 60 &>/dev/null & echo $$ $!"],
         env={}, cwd=folder, start_new_session=True, capture_output=True, text=True, check=True,
     )  # fmt: skip
     session, orphan = leader.stdout.split()

@@ -1,0 +1,134 @@
+"""One slab along one axis: tiles through the network into rows of finished logits.
+
+    rows of tiles        ┌────────┐ tile row r     a band of T rows is open at a time;
+    roll down the slab   │▒▒▒▒▒▒▒▒│                when tile row r + 1 begins at its row r + stride,
+                         ├────────┤ tile row r + 1 all rows above are final and leave the band
+                         └────────┘
+
+Batches are `PLANES` consecutive planes of one tile, beginning at absolute multiples of `PLANES`; the last is padded. So a batch
+holds the same pixels however the slabs are cut, and a plane's logits the same bits.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.contract import Forward
+from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
+from perfuse.inference.logits import LIMIT, ONE, Logits, divide, window
+from perfuse.models import Precision
+
+if TYPE_CHECKING:
+    import torch
+
+PLANES = 8
+"""Planes in a batch; slabs are multiples of it."""
+
+Read = Callable[[Box], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network that is ready to answer: on its device, in its precision."""
+
+    network: "torch.nn.Module"
+    forward: Forward
+    device: str
+    precision: Precision
+
+    @classmethod
+    def of(cls, network: "torch.nn.Module", forward: Forward, device: str, precision: Precision) -> "Engine":
+        """Put a network on its device, in the layout that is fast there."""
+        import torch
+
+        placed = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(placed, forward, device, precision)
+
+    def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+        """Fixed-point logits [n, h, w] of float32 images [n, planes, h, w]."""
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
+            answer = self.network(batch)[:, 0].float().clamp(-LIMIT, LIMIT)
+            return np.asarray((answer * ONE).round().to(torch.int32).cpu().numpy())
+
+
+def rows_of_logits(
+    engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int]
+) -> Iterator[tuple[int, Logits]]:
+    """Finished rows of a slab, in order: (first row, int16[planes, rows, columns]), as seen along `axis`.
+
+    read: normalised voxels of a box inside the volume. planes: first and last + 1; the first a multiple of `PLANES`.
+    """
+    forward = engine.forward
+    depth, height, width = move_axis(shape_zyx, axis)
+    starts = tile_starts(height, forward.tile, forward.stride)
+    count = planes[1] - planes[0]
+    columns = max(width, forward.tile + tile_starts(width, forward.tile, forward.stride)[-1])
+    total = np.zeros((count, forward.tile, columns), np.int32)
+    weight = np.zeros((forward.tile, columns), np.int32)
+    for number, top in enumerate(starts):
+        _add_row_of_tiles(engine, read, shape_zyx, axis, planes, top, total, weight)
+        bottom = starts[number + 1] if number + 1 < len(starts) else height
+        done = min(bottom, height) - top
+        yield top, divide(total[:, :done, :width], weight[:done, :width]).astype(np.int16)
+        total, weight = _roll(total, done, 1), _roll(weight, done, 0)
+
+
+def _roll(band: npt.NDArray[np.int32], rows: int, axis: int) -> npt.NDArray[np.int32]:
+    rows = min(rows, band.shape[axis])
+    keep = [slice(None)] * band.ndim
+    keep[axis] = slice(rows, None)
+    fresh = list(band.shape)
+    fresh[axis] = rows
+    return np.concatenate([band[tuple(keep)], np.zeros(fresh, np.int32)], axis=axis)
+
+
+def _add_row_of_tiles(
+    engine: Engine,
+    read: Read,
+    shape_zyx: Index3,
+    axis: int,
+    planes: tuple[int, int],
+    top: int,
+    total: npt.NDArray[np.int32],
+    weight: npt.NDArray[np.int32],
+) -> None:
+    tile = engine.forward.tile
+    _, _, width = move_axis(shape_zyx, axis)
+    pixels = window(engine.forward.window, tile)
+    band = _read_band(read, shape_zyx, axis, planes, (top, top + tile), engine.forward.network.planes // 2)
+    for left in tile_starts(width, tile, engine.forward.stride):
+        part = _pad_to(band[:, :, left : left + tile], tile)
+        weight[:, left : left + tile] += pixels
+        for first in range(0, planes[1] - planes[0], PLANES):
+            answer = engine.logits(_panels(part, first, engine.forward.network.planes))
+            n = min(PLANES, total.shape[0] - first)
+            total[first : first + n, :, left : left + tile] += answer[:n] * pixels
+
+
+def _read_band(
+    read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int], halo: int
+) -> npt.NDArray[np.float32]:
+    """Planes with their panel halo and up to a whole batch at the end, edges replicated; rows inside the volume."""
+    depth, height, width = move_axis(shape_zyx, axis)
+    stop = planes[0] + -(-(planes[1] - planes[0]) // PLANES) * PLANES
+    wanted = (planes[0] - halo, stop + halo)
+    inside = (max(wanted[0], 0), min(wanted[1], depth))
+    box = along_axis(axis, inside, (rows[0], min(rows[1], height)), (0, width))
+    voxels = np.moveaxis(read(box), axis, 0)
+    return np.pad(voxels, [(inside[0] - wanted[0], wanted[1] - inside[1]), (0, 0), (0, 0)], mode="edge")
+
+
+def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]:
+    missing = [(0, 0), *((0, tile - n) for n in part.shape[1:])]
+    return np.pad(part, missing, mode="symmetric") if any(after for _, after in missing) else part
+
+
+def _panels(part: npt.NDArray[np.float32], first: int, planes: int) -> npt.NDArray[np.float32]:
+    panels: list[Any] = [part[first + k : first + k + planes] for k in range(PLANES)]
+    return np.ascontiguousarray(np.stack(panels))

@@ -1,0 +1,137 @@
+"""Recipes: typed, complete descriptions of a training. A recipe is a function; a variation is a few fields over another."""
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from perfuse.contract import Axis, Frozen, Network, Normalisation
+from perfuse.errors import RecipeError
+
+
+class Augmentation(Frozen):
+    """Random changes of a crop; each is a pure function of seed, step and position."""
+
+    flip_and_turn: bool = True
+    """Any of the eight symmetries of the square."""
+    intensity: float = Field(0.15, ge=0, le=1)
+    """Brightness and contrast move by up to this share."""
+    gamma: float = Field(0.2, ge=0, le=1)
+    """Gamma between 1 / (1 + g) and 1 + g."""
+    noise: float = Field(0.05, ge=0, le=1)
+    """Standard deviation of added noise, at most; 1 is the contrast window."""
+
+
+class Recipe(Frozen):
+    """All that decides a training, besides the voxels."""
+
+    name: str
+    labels: tuple[str, ...] = ("human",)
+    """Labels in order of preference: each scan takes the first that it holds."""
+    train: tuple[str, ...] = ()
+    """Specimens to train on; empty: all labelled ones of other donors than validation and holdout."""
+    validation: tuple[str, ...] = ()
+    """Specimens that choose checkpoint and threshold; empty: one labelled donor, the last by name."""
+    holdout: tuple[str, ...] = ()
+    """Specimens that nothing may see, with all else of their donors."""
+    network: Network = Network()
+    normalisation: Normalisation = Normalisation()
+    axes: tuple[Axis, ...] = ("z", "y", "x")
+    voxel_size_range: float = Field(1.5, ge=1)
+    """Inference is allowed on pixels this factor finer or coarser than those trained on."""
+    crop: int = Field(128, ge=32, multiple_of=32)
+    batch: int = Field(16, ge=1)
+    steps: int = Field(1000, ge=1)
+    validate_every: int = Field(200, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup_steps: int = Field(20, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    bce: float = Field(0.5, ge=0)
+    dice: float = Field(0.5, ge=0)
+    foreground_share: float = Field(0.7, ge=0, le=1)
+    """Share of crops that are laid over a vessel voxel."""
+    augmentation: Augmentation = Augmentation()
+    seed: int = Field(0, ge=0)
+    tile: int = Field(256, ge=32, multiple_of=32)
+    overlap: float = Field(0.25, ge=0, le=0.75)
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "Recipe":
+        if self.bce + self.dice <= 0:
+            raise ValueError("bce and dice cannot both be 0: there would be no loss")
+        return self
+
+
+def quickstart() -> Recipe:
+    """Phantoms on two cores: a minute a round. Random initial weights, so that it runs without a network."""
+    return Recipe(
+        name="quickstart",
+        network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(128, 64, 32, 24, 16)),
+        crop=128,
+        batch=16,
+        steps=160,
+        validate_every=80,
+        learning_rate=2e-3,
+        tile=128,
+    )
+
+
+def vesselnn() -> Recipe:
+    """Thin anisotropic two-photon stacks, as VesselNN's: planes along z only. Random initial weights: runs offline."""
+    return quickstart().model_copy(
+        update={
+            "name": "vesselnn",
+            "axes": ("z",),
+            "network": Network(encoder="resnet18", encoder_weights=None, planes=3),
+            "voxel_size_range": 2.0,
+            "crop": 192,
+            "batch": 8,
+            "steps": 600,
+            "validate_every": 150,
+            "tile": 256,
+        }
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "vesselnn": vesselnn}
+
+
+def load_recipe(name: str, settings: list[str]) -> Recipe:
+    """A built-in recipe with `key=value` settings over it; nested keys by dots, lists by commas, `none` for null.
+
+    Raises RecipeError that lists the valid choices.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"Unknown recipe {name!r}. Built in: {', '.join(RECIPES)}.")
+    values = RECIPES[name]().model_dump(mode="json")
+    for setting in settings:
+        _set(values, setting)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "recipe"
+        raise RecipeError(f"Recipe {name}: {place} = {first['input']!r}: {first['msg']}.") from error
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise RecipeError(f"--set takes key=value; got {setting!r}.")
+    *parents, key = path.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            raise RecipeError(f"Unknown key {path!r}. There are: {', '.join(sorted(values))}.")
+        values = values[parent]
+    if key not in values:
+        raise RecipeError(f"Unknown key {path!r}. There are: {', '.join(sorted(values))}.")
+    values[key] = _value(text, is_list=isinstance(values[key], list))
+
+
+def _value(text: str, *, is_list: bool) -> Any:
+    if is_list:
+        return [_value(part, is_list=False) for part in text.split(",") if part]
+    return None if text.lower() == "none" else yaml.safe_load(text)

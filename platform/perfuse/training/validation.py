@@ -1,0 +1,51 @@
+"""What a network scores on held-out donors while it trains: a box in the middle of each, all thresholds at once."""
+
+import numpy as np
+import torch
+
+from perfuse.catalog import Scan
+from perfuse.geometry import Box, Index3, index3
+from perfuse.inference import probability
+from perfuse.metrics import CurveCounts, curve_counts
+from perfuse.pictures import one_slice
+from perfuse.training.job import Source, TrainingJob
+
+BOX: Index3 = (64, 192, 192)
+"""Voxels of each validation scan that are scored while training; the final scores are of whole scans."""
+
+
+def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, float], dict[str, bytes]]:
+    """Dice and surface dice at the threshold that is best for both scans together, and a picture of each scan."""
+    network.eval()
+    total = CurveCounts()
+    pictures = {}
+    for source in job.validation:
+        counts, picture = _score(job, network, source)
+        total += counts
+        pictures[source.specimen] = picture
+    curve = total.curve()
+    at = curve.best - 1
+    scores = {
+        "val_dice": float(curve.dice[at]),
+        "val_surface_dice": float(np.nan_to_num(curve.surface_dice[at])),
+        "val_threshold": curve.best / 255,
+    }
+    return scores, pictures
+
+
+def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, bytes]:
+    scan = Scan.open(source.url)
+    box = middle(scan.shape_zyx)
+    soft = probability(network, job.forward(), scan, box)
+    truth = np.asarray(scan.label(source.label)[box.slices]) >= 128
+    counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1))
+    k = soft.shape[0] // 2
+    image = np.asarray(scan.image[box.slices][k])
+    return counts, one_slice(image, truth[k], soft[k])
+
+
+def middle(shape_zyx: Index3) -> Box:
+    """A box of at most `BOX` voxels in the middle of a volume."""
+    start = index3([max(n - b, 0) // 2 for n, b in zip(shape_zyx, BOX, strict=True)])
+    stop = index3([a + min(n, b) for a, n, b in zip(start, shape_zyx, BOX, strict=True)])
+    return Box(start, stop)

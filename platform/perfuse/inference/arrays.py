@@ -28,13 +28,19 @@ def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: B
     return _fused(network, forward, voxels, ["zyx".index(a) for a in forward.axes])
 
 
-def probability_of_array(network: "torch.nn.Module", forward: Forward, voxels: npt.NDArray[Any]) -> Probability:
-    """Probability uint8 of an array [y, x] or [z, y, x], of the same shape; percentiles are the array's own.
+def probability_of_array(
+    network: "torch.nn.Module",
+    forward: Forward,
+    voxels: npt.NDArray[Any],
+    *,
+    window: tuple[float, float] | None = None,
+) -> Probability:
+    """Probability uint8 of an array [y, x] or [z, y, x], of the same shape.
 
-    Axes along which the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
+    window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
     """
     volume = voxels[None] if voxels.ndim == 2 else voxels
-    values = normalise(volume, bounds_of(volume, forward.normalisation), forward.normalisation)
+    values = normalise(volume, window or bounds_of(volume, forward.normalisation), forward.normalisation)
     shape = index3(volume.shape)
     wide = [a for a in ("zyx".index(name) for name in forward.axes) if min(move_axis(shape, a)[1:]) >= 32]
     return _fused(network, forward, values, wide or [0]).reshape(voxels.shape)

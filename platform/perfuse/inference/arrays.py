@@ -37,7 +37,8 @@ def probability_of_array(
 ) -> Probability:
     """Probability uint8 of an array [y, x] or [z, y, x], of the same shape.
 
-    window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
+    window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which
+    the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
     """
     volume = voxels[None] if voxels.ndim == 2 else voxels
     values = normalise(volume, window or bounds_of(volume, forward.normalisation), forward.normalisation)

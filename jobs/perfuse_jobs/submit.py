@@ -77,7 +77,7 @@ def jobs_client(address: str | None = None) -> "Iterator[JobSubmissionClient]":
         ) from error
     except AuthenticationError as error:
         raise ServerError(
-            f"The Ray cluster at {asked} refuses the token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's."
+            f"The Ray cluster at {asked} refuses the token. Set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN."
         ) from error
     except RuntimeError as error:
         raise ServerError(f"The Ray cluster at {asked} refuses: {error}") from error

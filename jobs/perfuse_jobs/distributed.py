@@ -1,0 +1,158 @@
+"""A training job on Ray: Ray Train runs the ranks and starts them again, Ray Data cuts each rank's crops.
+
+Checkpoints are the engine's own (docs/decisions/0003), so a rank that is started again goes on from the job's folder.
+Rank 0 reports through a queue to the driver, which alone speaks to MLflow and to the person at the terminal.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from perfuse import sampling, storage
+from perfuse.errors import PerfuseError
+from perfuse.training import TrainingJob
+from perfuse.training.engine import Report, train
+from perfuse_jobs.session import WORKER_CPUS, connect
+
+if TYPE_CHECKING:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+RESTARTS = 3
+"""How often the workers are started again after one has died, before the training fails."""
+
+CUTTER_CPUS = 0.5
+MOST_BLOCKS = 1024
+
+
+def train_on_ray(job: TrainingJob, report: Report, *, workers: int) -> None:
+    """Run a job to its end on `workers` ranks; `report` is called in this process, with what rank 0 reports.
+
+    Raises RecipeError when the batch cannot be divided among the workers, and what a worker raised when restarting
+    did not help.
+    """
+    next(sampling.rows(job, 0, workers, 0))
+    connect(workers)
+    from ray.util.queue import Empty, Queue
+
+    reports = Queue(actor_options={"num_cpus": 0})
+    fitted = _fit_in_thread(_trainer(job, reports, workers))
+    while not (fitted.done() and reports.empty()):
+        try:
+            report(*reports.get(timeout=0.5))
+        except Empty:
+            continue
+    reports.shutdown()
+    _raise_cause(fitted.exception())
+
+
+def _trainer(job: TrainingJob, reports: Any, workers: int) -> "TorchTrainer":
+    from ray.train.torch import TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    return TorchTrainer(
+        run_rank,
+        train_loop_config={"job": job.model_dump_json(), "reports": reports},
+        scaling_config=_scaling(workers),
+        run_config=_run_config(job),
+    )
+
+
+def _scaling(workers: int) -> "ScalingConfig":
+    import ray
+    from ray.train import ScalingConfig
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < workers:
+        raise PerfuseError(f"{workers} workers need a GPU each, and there are {gpus}. Use --workers {gpus}.")
+    return ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=_resources(gpus > 0))
+
+
+def _resources(gpu: bool) -> dict[str, float]:
+    return {"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS}
+
+
+def _run_config(job: TrainingJob) -> "RunConfig":
+    """Ray's own records lie beside our checkpoints; pyarrow reaches any URL through fsspec, as everything here does."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray.train import FailureConfig, RunConfig
+
+    files = storage.filesystem(job.folder)
+    return RunConfig(
+        name="ray",
+        storage_path=files._strip_protocol(job.folder),
+        storage_filesystem=PyFileSystem(FSSpecHandler(files)),
+        failure_config=FailureConfig(max_failures=RESTARTS),
+    )
+
+
+def _fit_in_thread(trainer: "TorchTrainer") -> "Future[None]":
+    """Fit beside the main thread, where Ray Train would replace the handler of Ctrl-C for good."""
+    fitted: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            fitted.set_result(None)
+        except Exception as error:  # noqa: BLE001 - raised again in the main thread
+            fitted.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True).start()
+    return fitted
+
+
+def _raise_cause(error: BaseException | None) -> None:
+    """Raise what a worker raised, rather than Ray's report of it, when it is meant for the user."""
+    if error is None:
+        return
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, PerfuseError):
+            raise cause
+    raise error
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """What each worker of Ray Train runs."""
+    import ray.train
+    import torch
+    from ray.train.torch import prepare_model
+
+    job = TrainingJob.model_validate_json(config["job"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+
+    def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
+        if rank == 0:
+            config["reports"].put((step, metrics, pictures))
+
+    train(job, lambda first: batches(job, rank, world, first), rank=rank, report=report, wrap=prepare_model)
+
+
+def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:
+    """A rank's batches, in order, from its own Ray Data pipeline: descriptors of groups of steps in, steps out."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # a block a step, so that a step is on its way as soon as it is cut
+    rows = list(sampling.rows(job, rank, world, first_step))
+    if not rows:
+        return
+    steps = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
+        _cut, fn_kwargs={"job": job.model_dump_json()}, batch_size=1, num_cpus=CUTTER_CPUS, concurrency=2
+    )
+    for batch in steps.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
+        yield {name: values[0] for name, values in batch.items()}
+
+
+def _cut(row: dict[str, Any], job: str) -> Iterator[dict[str, Any]]:
+    import numpy as np
+
+    parsed = TrainingJob.model_validate_json(job)
+    for crops in sampling.cut(parsed, {name: int(values[0]) for name, values in row.items()}):
+        yield {name: np.asarray(values)[None] for name, values in crops.items()}

@@ -28,6 +28,10 @@ class Advance:
         if note is not None:
             self._bar.update(self._task, note=note)
 
+    def to(self, done: int, total: int) -> None:
+        """Say that `done` units of `total` are done."""
+        self._bar.update(self._task, completed=done, total=total)
+
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:

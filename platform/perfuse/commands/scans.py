@@ -1,0 +1,107 @@
+"""The verbs `scan ls`, `scan show` and `scan verify`."""
+
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or URL ending in .ome.zarr")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    scan = typer.Typer(help="Look at scans.", no_args_is_help=True)
+    scan.command("ls")(ls)
+    scan.command("show")(show)
+    scan.command("verify")(verify)
+    app.add_typer(scan, name="scan")
+
+
+def ls(root_url: Annotated[str, typer.Argument(help="Folder of scans.")], as_json: Json = False) -> None:
+    """List the scans under a folder.
+
+    Example: perfuse scan ls s3://bucket/scans
+    """
+    from rich.table import Table
+
+    from perfuse.catalog import find_scans
+    from perfuse.console import print_json, results
+
+    scans = find_scans(root_url)
+    if as_json:
+        print_json({"scans": [described(s) for s in scans]})
+        return
+    table = Table("scan", "donor", "specimen", "organ", "shape z, y, x", "voxel µm", "labels")
+    for scan in scans:
+        info = scan.info
+        labels = ", ".join(f"{x.name} ({x.kind})" for x in scan.labels().values())
+        shape, voxel = " × ".join(map(str, info.shape_zyx)), " × ".join(f"{v:g}" for v in info.voxel_size_um)
+        table.add_row(info.id, info.donor, info.specimen, info.organ, shape, voxel, labels)
+    results.print(table)
+
+
+def described(scan: Any) -> dict[str, Any]:
+    """What `scan show --json` gives."""
+    labels = [
+        {
+            "name": x.name,
+            "kind": x.kind,
+            "coverage": x.coverage,
+            "foreground": x.foreground,
+            "digest": x.digest,
+            "box": x.box,
+            "model": x.model.model_dump() if x.model else None,
+            "lineage": x.lineage,
+        }
+        for x in scan.labels().values()
+    ]
+    return {
+        **scan.info.model_dump(mode="json", exclude={"complete"}),
+        "url": scan.url,
+        "levels": scan.levels,
+        "labels": labels,
+    }
+
+
+def show(scan_url: ScanUrl, as_json: Json = False) -> None:
+    """Show what a scan is, its labels and where it comes from.
+
+    Example: perfuse scan show scans/kidney1.ome.zarr
+    """
+    from rich.table import Table
+
+    from perfuse.catalog import Scan
+    from perfuse.console import print_json, results
+
+    scan = Scan.open(scan_url)
+    if as_json:
+        print_json(described(scan))
+        return
+    table = Table(show_header=False, title=scan.info.id)
+    for key, value in described(scan).items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{k}: {v:g}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
+        elif key == "labels":
+            value = "\n".join(f"{x['name']}: {x['kind']}, {x['foreground']:.2%} vessel" for x in value) or "none"
+        table.add_row(key, str(value))
+    results.print(table)
+
+
+def verify(scan_url: ScanUrl, as_json: Json = False) -> None:
+    """Read every stored shard again and compare it with the digest that was noted when it was written.
+
+    Example: perfuse scan verify scans/kidney1.ome.zarr
+    """
+    from perfuse.console import print_json, results
+    from perfuse.errors import ScanError
+    from perfuse.verify import damaged
+
+    checked, wrong = damaged(scan_url)
+    if as_json:
+        print_json({"checked": checked, "damaged": wrong})
+    if wrong:
+        raise ScanError(
+            f"{scan_url}: {len(wrong)} of {checked} parts differ from what was written: {'; '.join(wrong[:5])}."
+        )
+    if not as_json:
+        results.print(f"{scan_url}: all {checked} parts are as they were written", soft_wrap=True)

@@ -1,0 +1,76 @@
+"""The verbs `promote`, `rollback` and `history`."""
+
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Model = Annotated[str, typer.Argument(help="Name of the registered model.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(promote)
+    app.command()(rollback)
+    app.command()(history)
+
+
+def promote(
+    model: Model, version: Annotated[int, typer.Argument(min=1, help="The version.")], as_json: Json = False
+) -> None:
+    """Make a version champion, if its surface dice is not below the champion's on the same data.
+
+    Example: perfuse promote vessels 3
+    """
+    from perfuse import registry
+
+    decision = registry.promote(model, str(version))
+    _tell({"model": model, "champion": str(version), "reason": decision.reason}, as_json)
+
+
+def rollback(model: Model, as_json: Json = False) -> None:
+    """Make the champion before this one champion again.
+
+    Example: perfuse rollback vessels
+    """
+    from perfuse import registry
+
+    _tell({"model": model, "champion": registry.rollback(model), "reason": "rolled back"}, as_json)
+
+
+def _tell(answer: dict[str, Any], as_json: bool) -> None:
+    from perfuse.console import print_json, results
+
+    if as_json:
+        print_json(answer)
+    else:
+        results.print(
+            f"{answer['model']}: version {answer['champion']} is champion; {answer['reason']}", soft_wrap=True
+        )
+
+
+def history(model: Model, as_json: Json = False) -> None:
+    """Show every decision on a model, and moves of its champion that were made behind the ledger's back.
+
+    Example: perfuse history vessels
+    """
+    from rich.table import Table
+
+    from perfuse import registry
+    from perfuse.console import print_json, results
+
+    found = registry.history(model)
+    if as_json:
+        print_json(found)
+        return
+    table = Table(
+        "", "when", "who", "what", "version", "champion before", "why", title=f"{model}: champion {found['champion']}"
+    )
+    for entry in found["entries"]:
+        keys = ("when", "who", "action", "version", "champion_before", "reason")
+        table.add_row(str(entry["index"]), *(str(entry[k] or "") for k in keys))
+    results.print(table)
+    if found["broken_at"] is not None:
+        results.print(f"The chain is broken at entry {found['broken_at']}: an entry was changed, added or removed.")
+    if found["moved_behind_ledger"]:
+        results.print(f"The alias was moved behind the ledger's back: the ledger says {found['ledger_champion']}.")

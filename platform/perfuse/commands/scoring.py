@@ -1,0 +1,115 @@
+"""The verbs `evaluate` and `tune`."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Prediction = Annotated[str, typer.Option(help="The soft label that is scored.")]
+Truth = Annotated[str, typer.Option(help="The label that it is scored against.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(evaluate)
+    app.command()(tune)
+
+
+def evaluate(
+    scan_url: Annotated[str, typer.Argument(help="The scan.")],
+    prediction: Prediction,
+    truth: Truth,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.004, max=1.0, help="Probability; the model's own when not given.")
+    ] = None,
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """Score a prediction beside a classical baseline. At the model's own threshold the score is noted in the registry.
+
+    Example: perfuse evaluate scans/kidney3.ome.zarr --prediction vessels --truth human
+    """
+    import math
+
+    from perfuse import scoring
+    from perfuse.catalog import Scan
+    from perfuse.console import print_json
+    from perfuse.registry import record_evaluation
+
+    scan = Scan.open(scan_url)
+    whole = None if threshold is None else math.ceil(255 * threshold - 1e-9)
+    scores = scoring.evaluate(scan, prediction, truth, whole)
+    if threshold is None:
+        record_evaluation(scores, kind="test")
+    if as_json:
+        print_json(asdict(scores))
+    else:
+        _print(scores)
+    return asdict(scores)
+
+
+def _print(scores: Any) -> None:
+    from rich.table import Table
+
+    from perfuse.console import results
+
+    table = Table(
+        title=f"{scores.prediction} against {scores.truth} in {scores.scan}, threshold {scores.threshold:.3f}"
+    )
+    for heading in ("", "Dice", "surface dice", "precision", "recall", f"Fβ, β = {0.5}"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row(
+        scores.model or scores.prediction,
+        *(f"{v:.4f}" for v in (scores.dice, scores.surface_dice, scores.precision, scores.recall, scores.fbeta)),
+    )
+    table.add_row(
+        scores.baseline.method, f"{scores.baseline.dice:.4f}", f"{scores.baseline.surface_dice:.4f}", "", "", ""
+    )
+    results.print(table)
+    if scores.dice != scores.dice:
+        low, high = scores.dice_bounds
+        results.print(f"The truth is sparse: Dice lies between {low:.4f} and {high:.4f} under its stated coverage.")
+
+
+def tune(
+    scan_urls: Annotated[list[str], typer.Argument(help="Scans; their counts are added.")],
+    prediction: Prediction,
+    truth: Truth,
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """Show Dice and surface dice over all thresholds. Only reports: `train` chooses the threshold by itself.
+
+    Example: perfuse tune scans/kidney2.ome.zarr --prediction vessels-selection --truth human
+    """
+    from perfuse import scoring
+    from perfuse.catalog import Scan
+    from perfuse.console import print_json, results
+
+    curve = scoring.tune([Scan.open(url) for url in scan_urls], prediction, truth)
+    plateau = curve.plateau
+    report = {
+        "thresholds": (curve.thresholds / 255).tolist(),
+        "dice": curve.dice.tolist(),
+        "surface_dice": curve.surface_dice.tolist(),
+        "best": {
+            "threshold": curve.best / 255,
+            "dice": float(curve.dice[curve.best - 1]),
+            "surface_dice": float(curve.surface_dice[curve.best - 1]),
+        },
+        "plateau": {"low": plateau.low, "high": plateau.high, "width": plateau.width},
+    }
+    if as_json:
+        print_json(report)
+        return report
+    for v in range(13, 256, 22):
+        bar = "█" * round(
+            40 * float(curve.surface_dice[v - 1] if curve.surface_dice[v - 1] == curve.surface_dice[v - 1] else 0)
+        )
+        results.print(
+            f"{v / 255:.3f}  Dice {curve.dice[v - 1]:.4f}  surface dice {curve.surface_dice[v - 1]:.4f}  {bar}"
+        )
+    results.print(
+        f"best {curve.best / 255:.3f}: surface dice {curve.surface_dice[curve.best - 1]:.4f}; "
+        f"plateau {plateau.low:.3f} to {plateau.high:.3f}"
+    )
+    return report

@@ -1,0 +1,25 @@
+"""Bundles by name and version, promotion with a ledger: the one door to the MLflow registry."""
+
+from perfuse.registry.bundles import champion, load_bundle, register, set_champion, version_of
+from perfuse.registry.ledger import Entry, history
+from perfuse.registry.policy import Policy, Score, decide
+from perfuse.registry.promotion import promote, rollback
+from perfuse.registry.scores import record_evaluation, record_scores, scores_of
+
+__all__ = [
+    "Entry",
+    "Policy",
+    "Score",
+    "champion",
+    "decide",
+    "history",
+    "load_bundle",
+    "promote",
+    "record_evaluation",
+    "record_scores",
+    "register",
+    "rollback",
+    "scores_of",
+    "set_champion",
+    "version_of",
+]

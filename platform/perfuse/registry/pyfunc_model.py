@@ -1,0 +1,31 @@
+"""What MLflow runs when it loads a bundle: code, no pickle. An array goes in, its probability comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class BundleModel(PythonModel):  # type: ignore[misc]
+    """uint8 or uint16 [y, x] or [z, y, x] → uint8 of the same shape, p = value / 255."""
+
+    def load_context(self, context: Any) -> None:
+        """Build the network and load its weights."""
+        from perfuse.bundle import Bundle
+        from perfuse.models import build
+
+        self.bundle = Bundle.load(Path(context.artifacts["bundle"]))
+        self.network = build(self.bundle.contract.forward.network)
+        self.network.load_state_dict(self.bundle.weights)
+        self.network.eval()
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
+        """Probability of each voxel, the axes of the contract fused."""
+        from perfuse.inference import probability_of_array
+
+        return probability_of_array(self.network, self.bundle.contract.forward, np.asarray(model_input))
+
+
+set_model(BundleModel())

@@ -1,0 +1,48 @@
+"""Scores kept with a version, one tag a scan."""
+
+from typing import Literal
+
+from perfuse.errors import RegistryError
+from perfuse.registry import bundles
+from perfuse.registry.policy import Score
+from perfuse.scoring import Evaluation
+
+PREFIX = "score."
+
+
+def record_scores(uri: str, score: Score) -> None:
+    """Keep a score with a version; one on the same data is replaced, a test score never by a validation score."""
+    name, version = bundles.version_of(uri)
+    known = scores_of(name, version).get(score.data_digest)
+    if known is not None and known.kind == "test" and score.kind == "validation":
+        return
+    bundles.set_tag(name, version, PREFIX + score.data_digest[:16], score.model_dump_json())
+
+
+def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test"]) -> None:
+    """Keep an evaluation with the version that made the prediction; others, and scores of sparse truth, are passed over."""
+    if not scores.model.startswith("models:/") or scores.surface_dice != scores.surface_dice:
+        return
+    name, version = bundles.version_of(scores.model)
+    trained_on = scores.data_digest in scores_of(name, version) and scores_of(name, version)[scores.data_digest].kind
+    record_scores(
+        scores.model,
+        Score(
+            data_digest=scores.data_digest,
+            scan_url=scores.scan_url,
+            truth=scores.truth,
+            kind="validation" if trained_on == "validation" else kind,
+            threshold=scores.threshold,
+            dice=scores.dice,
+            surface_dice=scores.surface_dice,
+        ),
+    )
+
+
+def scores_of(name: str, version: str) -> dict[str, Score]:
+    """A version's scores, by data digest."""
+    try:
+        found = [Score.model_validate_json(v) for k, v in bundles.tags(name, version).items() if k.startswith(PREFIX)]
+    except ValueError as error:
+        raise RegistryError(f"Version {version} of {name!r} carries a damaged score: {error}") from error
+    return {s.data_digest: s for s in found}

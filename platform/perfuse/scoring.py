@@ -1,0 +1,213 @@
+"""Scores of predictions stored in scans: exact, block by block, in flat memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.catalog import ORGAN, LabelInfo, Scan
+from perfuse.console import progress
+from perfuse.errors import ScanError
+from perfuse.geometry import Box, blocks
+from perfuse.metrics import (
+    ConfusionCounts,
+    Curve,
+    CurveCounts,
+    SurfaceCounts,
+    confusion_counts,
+    curve_counts,
+    otsu_threshold,
+    otsu_upper_of_three,
+    read_cubes,
+    surface_counts,
+)
+from perfuse.storage import digest_json
+
+BLOCK = (64, 512, 512)
+BETA = 0.5
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a classical global threshold reaches on the same voxels."""
+
+    method: str
+    dice: float
+    surface_dice: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one prediction against one truth. Against sparse truth, what would need all vessels is NaN."""
+
+    scan: str
+    scan_url: str
+    prediction: str
+    truth: str
+    data_digest: str
+    """Identity of the voxels and the truth: scores are comparable when it is equal."""
+    model: str
+    threshold: float
+    dice: float
+    precision: float
+    recall: float
+    fbeta: float
+    """β = 0.5: precision counts more."""
+    surface_dice: float
+    """At tolerance 0 and unit spacing."""
+    truth_voxels: int
+    predicted_voxels: int
+    dice_bounds: tuple[float, float]
+    """Equal to `dice` twice where the truth is dense; else what is possible under the stated coverage."""
+    precision_bounds: tuple[float, float]
+    baseline: Baseline
+
+
+def data_digest(scan: Scan, truth: LabelInfo) -> str:
+    """Identity of what a prediction is scored on."""
+    return digest_json([scan.info.digest, truth.digest])
+
+
+def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = None) -> Evaluation:
+    """Score a soft prediction at a threshold: an integer of 255, by default that of the bundle that made it.
+
+    Raises ScanError for missing labels, or when no threshold is given and none is known.
+    """
+    info, known = scan.label_info(prediction), scan.label_info(truth)
+    at = threshold if threshold is not None else _own_threshold(info)
+    voxels, surface = _counts(scan, truth, lambda box: np.asarray(scan.label(prediction)[box.slices]) >= at)
+    dense = known.kind != "sparse"
+    dice_bounds, precision_bounds = _bounds(voxels, known.coverage if not dense else 1.0)
+    return Evaluation(
+        scan=scan.info.id,
+        scan_url=scan.url,
+        prediction=prediction,
+        truth=truth,
+        data_digest=data_digest(scan, known),
+        model=info.model.uri if info.model else "",
+        threshold=at / 255,
+        dice=voxels.dice if dense else NAN,
+        precision=voxels.precision if dense else NAN,
+        recall=voxels.recall,
+        fbeta=voxels.fbeta(BETA) if dense else NAN,
+        surface_dice=surface.surface_dice if dense else NAN,
+        truth_voxels=voxels.truth,
+        predicted_voxels=voxels.predicted,
+        dice_bounds=dice_bounds,
+        precision_bounds=precision_bounds,
+        baseline=_baseline(scan, truth) if dense else Baseline("none: the truth is sparse", NAN, NAN),
+    )
+
+
+def tune(scans: Sequence[Scan], prediction: str, truth: str) -> Curve:
+    """Scores at all 255 thresholds, the counts of all scans added. Truth must be dense."""
+    total = CurveCounts()
+    for scan in scans:
+        if scan.label_info(truth).kind == "sparse":
+            raise ScanError(
+                f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
+            )
+        soft = scan.label(prediction)
+        for box in _blocks(scan, f"tune {scan.info.id}"):
+            cut = _cutter(scan, box)
+            tail = tuple(int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
+            total += curve_counts(
+                cut(lambda b: _truth(scan, truth, b)),
+                cut(lambda b: np.asarray(soft[b.slices], np.uint8)),  # noqa: B023 - called at once
+                tail_zyx=tail,  # type: ignore[arg-type]
+                known=cut(lambda b: _known(scan, truth, b), 1),
+            )
+    return total.curve()
+
+
+def _own_threshold(info: LabelInfo) -> int:
+    if info.model is None:
+        raise ScanError(f"Label {info.name!r} was made by no model, so it has no threshold. Give one: --threshold 0.5")
+    return info.model.threshold
+
+
+def _blocks(scan: Scan, what: str) -> Iterator[Box]:
+    cuts = list(blocks(scan.shape_zyx, BLOCK))
+    with progress(what, len(cuts)) as advance:
+        for box in cuts:
+            yield box
+            advance()
+
+
+def _cutter(scan: Scan, box: Box) -> Callable[..., npt.NDArray[Any]]:
+    return lambda read, outside=0: read_cubes(read, box, scan.shape_zyx, outside)
+
+
+def _truth(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
+    return np.asarray(scan.label(truth)[box.slices]) >= np.uint8(128)
+
+
+def _known(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
+    """Where scores are counted: where the label was given, and inside the organ if that is marked."""
+    known = scan.read_known(truth, box) if scan.label_info(truth).kind != "sparse" else np.ones(box.shape, np.bool_)
+    return known & _organ(scan, box)
+
+
+def _organ(scan: Scan, box: Box) -> npt.NDArray[np.bool_]:
+    if ORGAN not in scan.labels():
+        return np.ones(box.shape, np.bool_)
+    return np.asarray(scan.label(ORGAN)[box.slices]) >= np.uint8(128)
+
+
+def _counts(
+    scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]
+) -> tuple[ConfusionCounts, SurfaceCounts]:
+    voxels, surface = ConfusionCounts(), SurfaceCounts()
+    for box in _blocks(scan, f"score {scan.info.id}"):
+        cut = _cutter(scan, box)
+        arrays = [cut(lambda b: _truth(scan, truth, b)), cut(predicted), cut(lambda b: _known(scan, truth, b), 1)]
+        surface += surface_counts(*arrays)
+        own = tuple(slice(1, 1 + n) for n in box.shape)
+        voxels += confusion_counts(*(a[own] for a in arrays))
+    return voxels, surface
+
+
+def _bounds(voxels: ConfusionCounts, coverage: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Dice and precision, lowest and highest, when the truth marks only `coverage` of the vessels."""
+    hidden = voxels.truth * (1 - coverage) / coverage
+    extra = min(voxels.false_positive, hidden)
+    whole = voxels.predicted + voxels.truth + hidden
+    if not voxels.predicted or not whole:
+        return (NAN, NAN), (NAN, NAN)
+    low, high = voxels.true_positive, voxels.true_positive + extra
+    return (2 * low / whole, 2 * high / whole), (low / voxels.predicted, high / voxels.predicted)
+
+
+def _baseline(scan: Scan, truth: str) -> Baseline:
+    """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice."""
+    counts = np.zeros((2, len(scan.histogram())), np.int64)
+    for box in _blocks(scan, f"baseline {scan.info.id}"):
+        image, known = np.asarray(scan.image[box.slices]), _known(scan, truth, box)
+        marked = _truth(scan, truth, box)
+        for value in (0, 1):
+            counts[value] += np.bincount(image[known & (marked == value)], minlength=counts.shape[1])
+    candidates = _candidates(counts.sum(0))
+    best, at, bright = max(candidates, key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2])))
+    _, surface = _counts(scan, truth, lambda box: (np.asarray(scan.image[box.slices]) > at) == bright)
+    return Baseline(best, _threshold_dice(counts, at, bright=bright), surface.surface_dice)
+
+
+def _candidates(histogram: npt.NDArray[np.int64]) -> list[tuple[str, int, bool]]:
+    two, upper = otsu_threshold(histogram), otsu_upper_of_three(histogram)
+    last = len(histogram) - 1
+    lower = last - 1 - otsu_upper_of_three(histogram[::-1])
+    return [
+        ("Otsu, bright", two, True),
+        ("Otsu, dark", two, False),
+        ("Otsu, brightest of three", upper, True),
+        ("Otsu, darkest of three", lower, False),
+    ]
+
+
+def _threshold_dice(counts: npt.NDArray[np.int64], at: int, *, bright: bool) -> float:
+    chosen = counts[:, at + 1 :] if bright else counts[:, : at + 1]
+    background, vessel = (int(n) for n in chosen.sum(1))
+    return ConfusionCounts(vessel, background, int(counts[1].sum()) - vessel).dice

@@ -1,0 +1,154 @@
+"""Runs in MLflow: the one door to its tracking. An MLflow that does not answer is a ServerError, soon and in one message."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfuse import settings
+from perfuse.errors import ServerError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "perfuse"
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn MLflow's connection failures into one message that names the server."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if is_away(error):
+            raise ServerError(
+                f"MLflow at {shown(settings.tracking_uri())} does not answer. Start it, or correct MLFLOW_TRACKING_URI; "
+                "unset, perfuse keeps runs in SQLite in its work folder."
+            ) from error
+        raise
+
+
+def is_away(error: BaseException) -> bool:
+    """True when an error says that the server did not answer."""
+    text = str(error)
+    return any(sign in text for sign in ("API request to", "Max retries", "Connection refused", "OperationalError"))
+
+
+def shown(uri: str) -> str:
+    """A URI without its password."""
+    head, at, tail = uri.rpartition("@")
+    return f"{head.split('://')[0]}://…@{tail}" if at and "://" in head else uri
+
+
+def client() -> "MlflowClient":
+    """A client of the configured server; for SQLite its folder is made."""
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    uri = settings.tracking_uri()
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def experiment_id(name: str = EXPERIMENT) -> str:
+    """The experiment's id; it is made when it is not there."""
+    server = client()
+    with answering():
+        found = server.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        local = settings.tracking_uri().startswith("sqlite:///")
+        place = (settings.work_folder() / "mlartifacts").as_uri() if local else None
+        return str(server.create_experiment(name, artifact_location=place))
+
+
+class Run:
+    """One MLflow run."""
+
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+        self._client = client()
+
+    @classmethod
+    def start(cls, name: str, tags: dict[str, str] | None = None) -> "Run":
+        """Begin a run."""
+        server = client()
+        with answering():
+            made = server.create_run(experiment_id(), run_name=name, tags=tags)
+        return cls(str(made.info.run_id))
+
+    @classmethod
+    def resume(cls, run_id: str) -> "Run | None":
+        """Go on with a run; None when the server does not know it."""
+        from mlflow.exceptions import MlflowException
+
+        server = client()
+        with answering():
+            try:
+                server.get_run(run_id)
+            except MlflowException as error:
+                if is_away(error):
+                    raise
+                return None
+            server.update_run(run_id, status="RUNNING")
+        return cls(run_id)
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Log parameters; nested ones by dots."""
+        from mlflow.entities import Param
+
+        flat = [Param(key, str(value)[:6000]) for key, value in _flat(values)]
+        with answering():
+            self._client.log_batch(self.id, params=flat)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Log metrics of a step in one request."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with answering():
+            self._client.log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+
+    def file(self, path: str, data: bytes) -> None:
+        """Log a file, as pictures/step-100.png."""
+        with tempfile.TemporaryDirectory() as folder, answering():
+            local = Path(folder) / Path(path).name
+            local.write_bytes(data)
+            parent = str(Path(path).parent)
+            self._client.log_artifact(self.id, str(local), None if parent == "." else parent)
+
+    def json(self, path: str, value: Any) -> None:
+        """Log a JSON file."""
+        self.file(path, json.dumps(value, indent=2, sort_keys=True).encode())
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        with answering():
+            self._client.set_terminated(self.id, status)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -20,6 +20,8 @@ def augment(
     """
     if settings.flip_and_turn:
         image, target, known = _turn(image, target, known, rng)
+    if settings.zoom > 1:
+        image, target, known = _zoom(image, target, known, settings.zoom ** rng.uniform(-1, 1))
     return _intensity(image, settings, rng), np.ascontiguousarray(target), np.ascontiguousarray(known)
 
 
@@ -29,6 +31,21 @@ def _turn(image: Planes, target: Planes, known: Planes, rng: np.random.Generator
     if mirror:
         image, target, known = (part[..., ::-1] for part in (image, target, known))
     return image[::-1] if reverse else image, target, known
+
+
+def _zoom(image: Planes, target: Planes, known: Planes, factor: float) -> tuple[Planes, Planes, Planes]:
+    """Scale about the centre; bilinear for the image, nearest for the label. Beyond the crop: mirrored, unknown."""
+    n = image.shape[-1]
+    at = (np.arange(n) - (n - 1) / 2) / factor + (n - 1) / 2
+    inside = (at >= 0) & (at <= n - 1)
+    at = np.abs(at)
+    at = np.minimum(at, 2 * (n - 1) - at)
+    low = np.minimum(at.astype(np.intp), n - 2)
+    share = (at - low).astype(np.float32)
+    rows = image[:, low] + share[:, None] * (image[:, low + 1] - image[:, low])
+    scaled = rows[:, :, low] + share * (rows[:, :, low + 1] - rows[:, :, low])
+    nearest = np.ix_([0], np.rint(at).astype(np.intp), np.rint(at).astype(np.intp))
+    return scaled, target[nearest], known[nearest] * np.outer(inside, inside)
 
 
 def _intensity(image: Planes, settings: "Augmentation", rng: np.random.Generator) -> Planes:

@@ -14,7 +14,9 @@ class Augmentation(Frozen):
     """Random changes of a crop; each is a pure function of seed, step and position."""
 
     flip_and_turn: bool = True
-    """Any of the eight symmetries of the square."""
+    """Any of the eight symmetries of the square; the planes in either order."""
+    zoom: float = Field(1.0, ge=1, le=2)
+    """Vessels up to this factor larger or smaller."""
     intensity: float = Field(0.15, ge=0, le=1)
     """Brightness and contrast move by up to this share."""
     gamma: float = Field(0.2, ge=0, le=1)
@@ -81,18 +83,19 @@ def quickstart() -> Recipe:
 
 def vesselnn() -> Recipe:
     """Thin anisotropic two-photon stacks, as VesselNN's: planes along z only. Random initial weights: runs offline."""
-    return quickstart().model_copy(
-        update={
-            "name": "vesselnn",
-            "axes": ("z",),
-            "network": Network(encoder="resnet18", encoder_weights=None, planes=3),
-            "voxel_size_range": 2.0,
-            "crop": 192,
-            "batch": 8,
-            "steps": 600,
-            "validate_every": 150,
-            "tile": 256,
-        }
+    return Recipe(
+        name="vesselnn",
+        axes=("z",),
+        network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(128, 64, 48, 32, 16)),
+        voxel_size_range=2.0,
+        crop=192,
+        batch=8,
+        steps=600,
+        validate_every=150,
+        learning_rate=2e-3,
+        ema_decay=0.99,
+        augmentation=Augmentation(zoom=1.6, intensity=0.3, gamma=1.0),
+        tile=256,
     )
 
 

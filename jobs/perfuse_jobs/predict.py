@@ -1,0 +1,114 @@
+"""A prediction on Ray Data: rows are slabs, actors hold the network and read and write Zarr themselves."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfuse import locks
+from perfuse.bundle import Bundle
+from perfuse.catalog import LabelInfo
+from perfuse.console import progress
+from perfuse.errors import PerfuseError
+from perfuse.inference.prediction import Prediction, Worker, already_done, prepare
+from perfuse_jobs.session import connect
+
+if TYPE_CHECKING:
+    import ray.data
+
+ACTOR_CPUS = 0.5
+FUSE_AT_ONCE = 2
+
+
+def predict_ray(
+    scan_url: str, bundle: Bundle, output: str, *, keep: str | None = None, actors: int | None = None
+) -> LabelInfo:
+    """Predict a scan into a soft label with `actors` processes; killed work goes on where it stopped.
+
+    keep: a label whose marked voxels stay vessel. actors: 1 when not given. The voxels do not depend on it.
+    """
+    prediction = prepare(scan_url, bundle, output, keep=keep)
+    count = actors or 1
+    with locks.writing(scan_url, f"label-{output}"):
+        done = already_done(prediction, bundle)
+        if done is not None:
+            return done
+        connect(count)
+        _run(f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, bundle, count))
+        tasks = [{"task": task} for task in prediction.writer().todo()]
+        _run(f"fuse {output}, shards", tasks, lambda rows: _fused(rows, prediction))
+        return prediction.finish(bundle)
+
+
+def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> None:
+    if not rows:
+        return
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ready = ray.data.from_items(rows, override_num_blocks=len(rows))
+    with progress(what, len(rows)) as advance:
+        try:
+            for _ in pipeline(ready).iter_rows():
+                advance()
+        except Exception as error:
+            raise _cause(error) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised inside a task when it is meant for the user, else Ray's own error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PerfuseError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+def _slabs(rows: "ray.data.Dataset", prediction: Prediction, bundle: Bundle, actors: int) -> "ray.data.Dataset":
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.save(Path(folder))
+        files = ray.put({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+    settings = {
+        "prediction": prediction.model_dump_json(),
+        "files": files,
+        "threads": max(1, (os.cpu_count() or 1) // actors),
+    }
+    gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
+    return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, concurrency=actors, **gpu)
+
+
+class SlabActor:
+    """Holds the network; writes the logits of the slabs it is given."""
+
+    def __init__(self, prediction: str, files: Any, threads: int) -> None:
+        import ray
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in ray.get(files).items():
+                (Path(folder) / name).write_bytes(data)
+            bundle = Bundle.load(Path(folder))
+        self._worker = Worker.of(Prediction.model_validate_json(prediction), bundle, threads)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do the slab of a row."""
+        self._worker.prediction.run_slab({k: int(v[0]) for k, v in row.items()}, self._worker.engine)
+        return row
+
+
+def _fused(rows: "ray.data.Dataset", prediction: Prediction) -> "ray.data.Dataset":
+    return rows.map_batches(
+        _fuse,
+        fn_kwargs={"prediction": prediction.model_dump_json()},
+        batch_size=1,
+        num_cpus=ACTOR_CPUS,
+        concurrency=FUSE_AT_ONCE,
+    )
+
+
+def _fuse(row: dict[str, Any], prediction: str) -> dict[str, Any]:
+    Prediction.model_validate_json(prediction).run_fuse(int(row["task"][0]))
+    return row

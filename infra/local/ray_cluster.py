@@ -13,12 +13,14 @@ from pathlib import Path
 
 from processes import Daemon, clean_environment
 from settings import Settings
-from web import get_json
+from web import answers
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 PACKAGES: dict[str, str] = {}
 MODULES = ("ray",)
 NODES = 2
+READY = "All nodes take jobs."
+"""What ray_nodes.py prints then. A node is alive some seconds before its agent, and the Jobs API refuses until then."""
 
 
 def daemons(folder: Path) -> list[Daemon]:
@@ -36,14 +38,14 @@ def start(settings: Settings) -> None:
     if cluster.pid() is None:
         script = Path(__file__).with_name("ray_nodes.py")
         (settings.folder / "ray").mkdir(exist_ok=True)
-        cluster.start([sys.executable, "-P", script, str(port), str(NODES)], _environment(settings))
+        cluster.start([sys.executable, "-P", script, str(port), str(NODES), READY], _environment(settings))
 
 
 def wait(settings: Settings) -> None:
-    """Returns when all nodes are alive."""
+    """Returns when all nodes take jobs and the dashboard answers."""
     (cluster,) = daemons(settings.folder)
-    address, token = settings.env[ADDRESS], settings.env["RAY_AUTH_TOKEN"]
-    cluster.wait_until(lambda: _nodes_alive(address, token) == NODES, timeout_s=120)
+    url = f"{settings.env[ADDRESS]}/api/version"
+    cluster.wait_until(lambda: READY in cluster.log.read_text() and answers(url), timeout_s=120)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -56,9 +58,3 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray binds to the loopback as it does there, not to all interfaces
     }
-
-
-def _nodes_alive(url: str, token: str) -> int:
-    answer = get_json(f"{url}/api/v0/nodes", token)
-    nodes = answer["data"]["result"]["result"] if answer else []
-    return sum(node["state"] == "ALIVE" for node in nodes)

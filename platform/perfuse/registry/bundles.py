@@ -127,3 +127,11 @@ def set_tag(name: str, version: str, key: str, value: str) -> None:
     """Set one tag of a version."""
     with tracking.answering():
         tracking.client().set_model_version_tag(name, version, key, value)
+
+
+def tagged(name: str, key: str, value: str) -> str | None:
+    """The URI of the newest version whose tag `key` has this value; None where there is none, or no such model."""
+    with tracking.answering():
+        versions = tracking.client().search_model_versions(f"name = '{name}'")
+        found = [int(v.version) for v in versions if v.tags.get(key) == value]
+    return f"models:/{name}/{max(found)}" if found else None

@@ -32,10 +32,11 @@ def start(model_uri: str, host: str, port: int) -> None:
     from perfuse_serving.app import Segmenter
 
     _connect()
+    application = Segmenter.bind(model_uri, tracking_uri())  # type: ignore[attr-defined]
     logging = LoggingConfig(log_level="ERROR", enable_access_log=False)
     serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=logging)
     try:
-        serve.run(Segmenter.bind(model_uri, tracking_uri()), name="perfuse", logging_config=logging)
+        serve.run(application, name="perfuse", logging_config=logging)
     except RuntimeError as error:
         ray.shutdown()
         raise PerfuseError(f"The model {model_uri} could not be served: {error}") from error

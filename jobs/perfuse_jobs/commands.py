@@ -1,0 +1,134 @@
+"""The verbs of this room: train, predict, pseudolabel, submit."""
+
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/3 or runs:/…")]
+ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
+Output = Annotated[str, typer.Option(help="Name of the soft label to write.")]
+Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes on the Ray cluster.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(train)
+    app.command()(predict)
+    app.command()(pseudolabel)
+    app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(submit)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe.")],
+    data: Annotated[str, typer.Option(help="URL of the folder that holds the scans.")],
+    name: Annotated[str | None, typer.Option(help="Name in the registry; the recipe's when not given.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
+    workers: Workers = 1,
+    local: Local = False,
+    as_json: Json = False,
+) -> str:
+    """Train a model and register it as challenger. Interrupted, the same command goes on; done, it does nothing.
+
+    The threshold is chosen on held-out donors. Settings name any key of the recipe: holdout=SPECIMEN, steps=500.
+
+    Example: perfuse train quickstart --data scans --name vessels --set steps=500 --workers 2
+    """
+    from perfuse.console import print_json, results
+    from perfuse.recipes import load_recipe
+    from perfuse_jobs import train as training
+
+    loaded = load_recipe(recipe, settings or [])
+    uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
+    if as_json:
+        print_json({"model": uri})
+    else:
+        results.print(uri)
+    return uri
+
+
+def predict(
+    scan_url: ScanUrl,
+    model: Model,
+    output: Output,
+    workers: Workers = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
+    local: Local = False,
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """Write a model's soft prediction of a scan as a label. Interrupted, the same command goes on; done, it does nothing.
+
+    Example: perfuse predict scans/kidney3.ome.zarr --model models:/vessels@champion --output vessels
+    """
+    from perfuse.registry import load_bundle
+
+    bundle = load_bundle(model)
+    if plan:
+        from perfuse.catalog import Scan
+        from perfuse.inference.prediction import plan as plan_of
+
+        forward, scan = bundle.contract.forward, Scan.open(scan_url)
+        forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
+        return _show(plan_of(scan, forward).model_dump(), as_json=as_json)
+    return _show(_predict(local, workers)(scan_url, bundle, output).model_dump(mode="json"), as_json=as_json)
+
+
+def pseudolabel(
+    scan_url: ScanUrl,
+    model: Model,
+    output: Output,
+    workers: Workers = 1,
+    local: Local = False,
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """Write soft pseudo-labels to train on: what a model sees, with the voxels that people marked kept.
+
+    Example: perfuse pseudolabel scans/kidney2.ome.zarr --model models:/vessels/1 --output round1
+    """
+    from perfuse.pseudolabels import pseudolabel as write
+    from perfuse.registry import load_bundle
+
+    info = write(scan_url, load_bundle(model), output, _predict(local, workers))
+    return _show(info.model_dump(mode="json"), as_json=as_json)
+
+
+def submit(
+    verb: Annotated[list[str], typer.Argument(help="A verb of perfuse with its arguments, after --.")],
+    address: Annotated[
+        str | None, typer.Option(help="Jobs API of the cluster; RAY_API_SERVER_ADDRESS or this machine's by default.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log and end as the job ends.")] = True,
+) -> None:
+    """Run a verb on a Ray cluster, with this very code: nothing has to be installed there but its dependencies.
+
+    Example: perfuse submit --address http://head:8265 -- train quickstart --data s3://bucket/scans --workers 2
+    """
+    from perfuse_jobs import submit as submission
+
+    code = submission.submit(verb, address=address, wait=wait)
+    if code:
+        raise typer.Exit(code)
+
+
+def _predict(local: bool, workers: int) -> Any:
+    if local:
+        from perfuse.inference import predict_local
+
+        return predict_local
+    from functools import partial
+
+    from perfuse_jobs.predict import predict_ray
+
+    return partial(predict_ray, actors=workers)
+
+
+def _show(values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    from perfuse.console import print_json, results
+
+    if as_json:
+        print_json(values)
+    else:
+        for name, value in values.items():
+            results.print(f"{name:<15}{value}", soft_wrap=True, markup=False)
+    return values

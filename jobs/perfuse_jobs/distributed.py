@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RESTARTS = 3
 """How often the workers are started again after one has died, before the training fails."""
 
-CUTTER_CPUS = 0.5
+CUTTERS, CUTTER_CPUS = 2, 0.5
 MOST_BLOCKS = 1024
 
 
@@ -135,6 +135,7 @@ def run_rank(config: dict[str, Any]) -> None:
 def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:
     """A rank's batches, in order, from its own Ray Data pipeline: descriptors of groups of steps in, steps out."""
     import ray.data
+    from ray.data import TaskPoolStrategy
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -144,7 +145,7 @@ def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterato
     if not rows:
         return
     steps = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
-        _cut, fn_kwargs={"job": job.model_dump_json()}, batch_size=1, num_cpus=CUTTER_CPUS, concurrency=2
+        _cut, fn_kwargs={"job": job.model_dump_json()}, batch_size=1, num_cpus=CUTTER_CPUS, compute=TaskPoolStrategy(size=CUTTERS)
     )
     for batch in steps.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
         yield {name: values[0] for name, values in batch.items()}

@@ -1,5 +1,6 @@
 """The Ray that this process works with: the cluster it stands in, else one started in this process."""
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -23,6 +24,7 @@ def connect(workers: int = 1) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     try:

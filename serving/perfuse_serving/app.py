@@ -8,10 +8,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
-from starlette.datastructures import UploadFile
 
 from perfuse.registry import load_bundle
-from perfuse_serving.images import MAX_BYTES, RequestError, decode, encode
+from perfuse_serving.body import uploaded
+from perfuse_serving.images import RequestError, decode, encode
 from perfuse_serving.model import Model, Output, parse_voxel_size, parse_window
 
 MEDIA_TYPES = {"tiff": "image/tiff", "npy": "application/x-npy"}
@@ -69,7 +69,7 @@ class Segmenter:
         normalised by the contract's percentiles of the file's own voxels.
         """
         voxel_size, window = parse_voxel_size(voxel_size_um), parse_window(low, high)
-        data = await _file(request)
+        data = await uploaded(request)
 
         def work() -> Response:
             image = decode(data)
@@ -85,30 +85,3 @@ class Segmenter:
             "X-Perfuse-Bundle-Digest": bundle.digest(),
             "X-Perfuse-Threshold": str(bundle.contract.decision.threshold),
         }
-
-
-async def _file(request: Request) -> bytes:
-    if int(request.headers.get("content-length", 0)) > MAX_BYTES:
-        raise _too_large()
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await _body(request)
-    if "content-length" not in request.headers:
-        raise RequestError(411, "A multipart form must state its Content-Length.")
-    form = await request.form(max_files=1)
-    files = [part for part in form.values() if isinstance(part, UploadFile)]
-    if len(files) != 1:
-        raise RequestError(400, "The multipart form holds no file; send one TIFF or NPY file.")
-    return await files[0].read()
-
-
-async def _body(request: Request) -> bytes:
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > MAX_BYTES:
-            raise _too_large()
-    return bytes(data)
-
-
-def _too_large() -> RequestError:
-    return RequestError(413, f"The body is larger than {MAX_BYTES} bytes. Use `perfuse predict` for whole scans.")

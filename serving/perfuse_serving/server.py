@@ -1,5 +1,6 @@
 """Ray Serve, from its start to Ctrl-C."""
 
+import logging
 import os
 import socket
 import threading
@@ -31,23 +32,25 @@ def start(model_uri: str, host: str, port: int) -> None:
 
     from perfuse_serving.app import Segmenter
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     _connect()
     application = Segmenter.bind(model_uri, tracking_uri())  # type: ignore[attr-defined]
-    logging = LoggingConfig(log_level="ERROR", enable_access_log=False)
-    serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=logging)
+    quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+    serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=quiet)
     try:
-        serve.run(application, name="perfuse", logging_config=logging)
+        serve.run(application, name="perfuse", logging_config=quiet)
     except RuntimeError as error:
         ray.shutdown()
         raise PerfuseError(f"The model {model_uri} could not be served: {error}") from error
 
 
 def stop() -> None:
-    """End what `start` started."""
+    """End what `start` started: on a cluster the application alone, else this process's Ray with all in it."""
     import ray
     from ray import serve
 
-    serve.shutdown()
+    if os.environ.get("RAY_ADDRESS"):
+        serve.shutdown()
     ray.shutdown()
 
 

@@ -1,13 +1,42 @@
-"""Will it fit? Asked before anything is written."""
+"""Will it fit? Pure functions, asked before anything is written; and the tree of slabs that makes a pyramid."""
 
 import os
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from perfuse import volumes
 from perfuse.errors import PlanError
-from perfuse.geometry import Index3, runs
+from perfuse.geometry import Box, Index3, index3, runs
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Planes of one level that one task alone writes: the thickness of a shard."""
+
+    level: int
+    index: int
+    box: Box
+    """In voxels of its level."""
+    children: tuple[int, ...]
+    """Slabs of the level above whose halves make this one; none at level 0."""
+
+
+def slab_tree(levels: list[volumes.Level]) -> list[list[Slab]]:
+    """The slabs of all levels, finest first. A child's planes begin on an even one, so that halves fit together."""
+    tree: list[list[Slab]] = []
+    for level, here in enumerate(levels):
+        thickness = volumes.shard_shape(here.shape_zyx)[0]
+        above = volumes.shard_shape(levels[level - 1].shape_zyx)[0]
+        tree.append([])
+        for index, (start, stop) in enumerate(runs(here.shape_zyx[0], thickness)):
+            box = Box((start, 0, 0), (stop, *here.shape_zyx[1:]))
+            factor = here.factor_zyx[0]
+            children = range(start * factor // above, -(-stop * factor // above)) if level else ()
+            known = len(tree[level - 1]) if level else 0
+            tree[level].append(Slab(level, index, box, tuple(c for c in children if c < known)))
+    return tree
 
 
 @dataclass(frozen=True)
@@ -15,26 +44,58 @@ class IngestPlan:
     """What an ingest will take."""
 
     slabs: int
+    """Tasks that decode slices."""
     slab_bytes: int
-    """Memory of one slab in work: its voxels, the halves, and what the codec holds."""
-    workers: int
+    """Memory of one slab in work: its voxels and the halves on their way to the coarser levels."""
+    threads: int
+    thread_bytes: int
+    """Memory of one thread that decodes a slice or writes a shard."""
+    in_flight: int
     """Slabs in work at once."""
-    peak_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory in all; it does not depend on the number of slices."""
+        return self.in_flight * self.slab_bytes + self.threads * self.thread_bytes
 
 
-def plan(shape_zyx: Index3, dtype: np.dtype[np.generic], memory_bytes: int | None = None) -> IngestPlan:
-    """Choose how many slabs are worked on at once, within half the machine's memory.
+def plan(
+    levels: list[volumes.Level],
+    dtype: np.dtype[np.generic],
+    slice_bytes: int,
+    *,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+) -> IngestPlan:
+    """Choose how many slabs are in work at once.
 
-    Raises PlanError, with both numbers, when not even one fits.
+    slice_bytes: stored bytes of the largest slice. memory_bytes: half the machine's unless told.
+    Raises PlanError, with both numbers, when not even one slab fits.
     """
-    limit = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    _, rows, columns = shape_zyx
-    thickness = volumes.shard_shape(shape_zyx)[0]
-    slab = int(thickness * rows * columns * dtype.itemsize * 2.5)
-    if slab > limit:
+    limit = memory_bytes if memory_bytes is not None else machine_bytes() // 2
+    threads = threads or os.cpu_count() or 1
+    sizes = [prod(_thickest(level.shape_zyx)) * dtype.itemsize for level in levels]
+    slab = sizes[0] + 2 * sum(sizes[1:])
+    plane, shard = prod(levels[0].shape_zyx[1:]) * dtype.itemsize, prod(volumes.shard_shape(levels[0].shape_zyx))
+    thread = max(slice_bytes + 2 * plane, 3 * shard * dtype.itemsize)
+    if slab + threads * thread > limit:
+        depth, rows, columns = _thickest(levels[0].shape_zyx)
         raise PlanError(
-            f"A slab of {thickness} slices of {rows} × {columns} needs {slab / 2**30:.2f} GiB; {limit / 2**30:.2f} GiB may be used "
-            "(half the machine's memory). Use a machine with more memory."
+            f"A slab of {depth} slices of {rows} × {columns} {dtype} needs {_gib(slab + threads * thread)} of memory; "
+            f"{_gib(limit)} may be used (half of what there is). Use a machine with more memory."
         )
-    workers = max(1, min(os.cpu_count() or 1, limit // slab))
-    return IngestPlan(len(runs(shape_zyx[0], thickness)), slab, workers, slab * workers)
+    in_flight = min(threads, (limit - threads * thread) // slab)
+    return IngestPlan(-(-levels[0].shape_zyx[0] // _thickest(levels[0].shape_zyx)[0]), slab, threads, thread, in_flight)
+
+
+def _thickest(shape_zyx: Index3) -> Index3:
+    return index3([volumes.shard_shape(shape_zyx)[0], *shape_zyx[1:]])
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,115 +1,134 @@
-"""The one pass: a tree of Dask tasks, one leaf a slab.
+"""The one pass: a tree of Dask tasks, one a slab, each of which alone writes the shards of its planes.
 
-    leaf i:     decode slices → level 0 shards → done-mark → halves ─┐
-    leaf i + 1: decode slices → level 0 shards → done-mark → halves ─┴▶ level 1 shards → halves ─▶ level 2 …
+    level 0, slab 0:  decode → shards → done-mark → halve ─┐
+    level 0, slab 1:  decode → shards → done-mark → halve ─┴▶ level 1, slab 0:  shards → done-mark → halve ─▶ …
 
-A leaf alone writes the shards of its slab. A leaf that is done is read back from level 0 instead of from its slices.
+Dask bounds how many slabs are in memory; within a slab, slices and shards share one pool of threads. On resume, slabs
+whose stored shards equal their marks are left alone, and read back only where a coarser slab needs their halves.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from threading import Lock
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 import numpy.typing as npt
 import zarr
+from dask.base import compute
+from dask.delayed import delayed
 
 from perfuse import storage, volumes
-from perfuse.geometry import Box, index3, runs
+from perfuse.geometry import Box, blocks, index3, runs
+from perfuse_ingest.measures import Measures, measure
+from perfuse_ingest.plan import IngestPlan, Slab, slab_tree
 from perfuse_ingest.stack import Stack
 
-Halves = npt.NDArray[Any] | None
+Planes = npt.NDArray[Any]
+Key = tuple[int, int]
 
 
 @dataclass
 class Pass:
-    """Where slabs are written to, and what they add up to."""
+    """One pass over a stack, into a scan whose arrays are there."""
 
     scan_url: str
     stack: Stack
     levels: list[volumes.Level]
     arrays: list[zarr.Array[Any]]
-    marks: volumes.DoneMarks
-    digests: zarr.Array[Any]
-    occupancy: zarr.Array[Any]
-    advance: Callable[[int], None]
-    histogram: npt.NDArray[np.int64] = field(init=False)
+    marks: list[volumes.DoneMarks]
+    """One a level."""
+    measures: Measures
 
-    def __post_init__(self) -> None:
-        self.histogram = np.zeros(2 ** (8 * self.stack.dtype.itemsize), np.int64)
-        self._adding = Lock()
-        self.slabs = runs(self.stack.shape_zyx[0], index3(self.arrays[0].shards or self.arrays[0].chunks)[0])
-        self._intact = self.marks.intact(self.stored)
+    def run(self, plan: IngestPlan, advance: Callable[[int], None]) -> None:
+        """Do every slab that is not stored intact. advance: called with the number of slices that are done."""
+        tree = slab_tree(self.levels)
+        self._advance = advance
+        with ThreadPoolExecutor(plan.threads) as self._pool:
+            todo = self._todo(tree)
+            self._advance(sum(s.box.shape[0] for s in tree[0] if (0, s.index) not in todo))
+            with ThreadPoolExecutor(plan.in_flight) as workers:
+                compute(*self._graph(tree, todo), scheduler="threads", pool=workers)  # type: ignore[no-untyped-call]
 
-    def stored(self, slab: int) -> bytes:
-        """Digest of a slab's shards as they are stored now."""
-        return volumes.stored_digest(storage.join(self.scan_url, "0"), self.arrays[0], self._box(slab))
+    def _todo(self, tree: list[list[Slab]]) -> set[Key]:
+        """Slabs whose shards are missing, torn or not yet written."""
+        todo = set()
+        for slabs, marks in zip(tree, self.marks, strict=True):
+            for slab, mark in zip(slabs, marks.digests(), strict=True):
+                if not any(mark) or mark != self._digests(slab, self._stored):
+                    todo.add((slab.level, slab.index))
+        return todo
 
-    def _box(self, slab: int) -> Box:
-        start, stop = self.slabs[slab]
-        _, rows, columns = self.stack.shape_zyx
-        return Box((start, 0, 0), (stop, rows, columns))
+    def _graph(self, tree: list[list[Slab]], todo: set[Key]) -> list[Any]:
+        """Dask tasks that do `todo`. A task gives its halves to its parent; the last ones give None, which are returned."""
+        parent = {(s.level - 1, c): (s.level, s.index) for slabs in tree[1:] for s in slabs for c in s.children}
+        tasks: dict[Key, Any] = {}
 
-    def leaf(self, slab: int) -> Halves:
-        """Do one slab; returns its share of level 1."""
-        box = self._box(slab)
-        if slab in self._intact:
-            voxels = np.asarray(self.arrays[0][box.slices])
-        else:
-            voxels = self._decode(box)
-            self.arrays[0][box.slices] = voxels
-            self.occupancy[slab] = _extremes(voxels, index3(self.arrays[0].chunks))
-            self.marks.mark(slab, self.stored(slab))
-        counts = np.bincount(voxels.ravel(), minlength=len(self.histogram))
-        with self._adding:
-            self.histogram += counts
-        self.advance(box.shape[0])
-        return self._halve(voxels, 1)
+        def halves(child: Slab) -> Any:
+            key = child.level, child.index
+            return tasks[key] if key in tasks else delayed(partial(self._stored_halves, child))()
 
-    def _decode(self, box: Box) -> npt.NDArray[Any]:
-        voxels = np.empty(box.shape, self.stack.dtype)
-        digests = np.empty((box.shape[0], 32), np.uint8)
-        for k in range(box.shape[0]):
-            voxels[k], digest = self.stack.read(box.start[0] + k)
-            digests[k] = np.frombuffer(digest, np.uint8)
-        self.digests[box.start[0] : box.stop[0]] = digests
+        for slab in (s for slabs in tree for s in slabs if (s.level, s.index) in todo):
+            wanted = parent.get((slab.level, slab.index)) in todo
+            parts = [halves(tree[slab.level - 1][c]) for c in slab.children]
+            tasks[slab.level, slab.index] = delayed(partial(self._do, slab, wanted))(parts)
+        return [task for key, task in tasks.items() if parent.get(key) not in todo]
+
+    def _do(self, slab: Slab, halves_wanted: bool, parts: Sequence[Planes]) -> Planes | None:
+        voxels = np.concatenate(parts) if slab.level else self._decode(slab)
+        digests = self._digests(
+            slab, lambda level, box: self._write(level, box, voxels[box.relative_to(slab.box.start).slices])
+        )
+        self.marks[slab.level].mark(slab.index, digests)
+        if slab.level == 0:
+            self._advance(slab.box.shape[0])
+        return self._halve(voxels, slab) if halves_wanted else None
+
+    def _decode(self, slab: Slab) -> Planes:
+        voxels = np.empty(slab.box.shape, self.stack.dtype)
+        start, stop = slab.box.start[0], slab.box.stop[0]
+
+        def decode(index: int) -> bytes:
+            voxels[index - start], digest = self.stack.read(index)
+            return digest
+
+        digests = list(self._pool.map(decode, range(start, stop)))
+        chunk = index3(self.arrays[0].chunks)
+        bands = self._pool.map(
+            lambda rows: measure(voxels[:, rows[0] : rows[1]], chunk[2]), runs(voxels.shape[1], chunk[1])
+        )
+        self.measures.store(slab, digests, list(bands))
         return voxels
 
-    def _halve(self, voxels: npt.NDArray[Any], level: int) -> Halves:
-        if level == len(self.levels):
-            return None
-        return volumes.halve(voxels, self.levels[level].factor_zyx, "mean")
+    def _digests(self, slab: Slab, digest: Callable[[int, Box], bytes]) -> bytes:
+        """The digests of a slab's shards, one after the other."""
+        array = self.arrays[slab.level]
+        shards = [b.shifted(slab.box.start) for b in blocks(slab.box.shape, index3(array.shards or array.chunks))]
+        return b"".join(self._pool.map(lambda box: digest(slab.level, box), shards))
 
-    def parent(self, level: int, at: int, parts: list[Halves]) -> Halves:
-        """Write one run of planes of a coarser level, whole; returns its share of the next."""
-        voxels = np.concatenate([p for p in parts if p is not None])
-        thick = index3(self.arrays[level].shards or self.arrays[level].chunks)[0]
-        self.arrays[level][at * thick : at * thick + voxels.shape[0]] = voxels
-        return self._halve(voxels, level + 1)
+    def _write(self, level: int, box: Box, voxels: Planes) -> bytes:
+        self.arrays[level][box.slices] = voxels
+        return self._stored(level, box)
 
-    def run(self, workers: int) -> None:
-        """Execute the tree on threads."""
-        nodes = [dask.delayed(self.leaf)(i) for i in range(len(self.slabs))]
-        for level in range(1, len(self.levels)):
-            group = self._children(level)
-            nodes = [
-                dask.delayed(self.parent)(level, at, nodes[first : first + group])
-                for at, first in enumerate(range(0, len(nodes), group))
-            ]
-        dask.compute(*nodes, scheduler="threads", num_workers=workers)
+    def _stored(self, level: int, box: Box) -> bytes:
+        return volumes.stored_digest(storage.join(self.scan_url, str(level)), self.arrays[level], box)
 
-    def _children(self, level: int) -> int:
-        """How many runs of the level above make one shard's thickness of this level."""
-        above, here = (index3(self.arrays[k].shards or self.arrays[k].chunks)[0] for k in (level - 1, level))
-        return max(1, -(-here * self.levels[level].factor_zyx[0] // above))
+    def _stored_halves(self, slab: Slab) -> Planes:
+        return self._halve(np.asarray(self.arrays[slab.level][slab.box.slices]), slab)
+
+    def _halve(self, voxels: Planes, slab: Slab) -> Planes:
+        return halve_in_bands(self._pool, voxels, self.levels[slab.level + 1].factor_zyx)
 
 
-def _extremes(voxels: npt.NDArray[Any], chunk: tuple[int, int, int]) -> npt.NDArray[Any]:
-    """Lowest and highest value of each chunk of a slab that is one chunk thick: [rows, columns, 2]."""
-    low, high = voxels.min(0), voxels.max(0)
-    for axis in (0, 1):
-        cuts = np.arange(0, low.shape[axis], chunk[axis + 1])
-        low, high = np.minimum.reduceat(low, cuts, axis), np.maximum.reduceat(high, cuts, axis)
-    return np.stack([low, high], axis=-1)
+def halve_in_bands(pool: Executor, voxels: Planes, factor_zyx: tuple[int, int, int]) -> Planes:
+    """`volumes.halve` by mean, a band of rows a thread, so that what it needs beside its result stays small."""
+    halves = np.empty([-(-n // f) for n, f in zip(voxels.shape, factor_zyx, strict=True)], voxels.dtype)
+    rows = factor_zyx[1]
+
+    def halve(band: tuple[int, int]) -> None:
+        start, stop = band
+        halves[:, start // rows : -(-stop // rows)] = volumes.halve(voxels[:, start:stop], factor_zyx, "mean")
+
+    list(pool.map(halve, runs(voxels.shape[1], volumes.CHUNK)))
+    return halves

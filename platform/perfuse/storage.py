@@ -37,6 +37,15 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
+def public(url: str) -> str:
+    """A URL as it may be stored and shown: without user, password and query."""
+    if not is_remote(url):
+        return url
+    protocol, rest = url.split("://", 1)
+    host, slash, path = rest.split("?", 1)[0].partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def filesystem(url: str) -> fsspec.AbstractFileSystem:
     """The filesystem that serves a URL; it asks the server each time, because other processes write too."""
     protocol = url.split("://", 1)[0] if is_remote(url) else "file"

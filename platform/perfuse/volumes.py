@@ -35,12 +35,18 @@ COARSEST = 64
 numcodecs.blosc.use_threads = False  # more threads than one give other bytes each time; chunks run in parallel instead
 
 
-def open_group(url: str, mode: Literal["r", "r+", "a", "w"] = "r") -> zarr.Group:
-    """Open a Zarr group; ScanError when there is none. `a` creates it, `w` empties it first."""
+def open_group(
+    url: str, mode: Literal["r", "r+", "a", "w"] = "r", *, attributes: dict[str, Any] | None = None
+) -> zarr.Group:
+    """Open a Zarr group; ScanError when there is none. `a` creates it, `w` empties it first.
+
+    attributes: of a group that is created, there from its first moment.
+    """
     with storage.reaching(url):
         try:
-            return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3 if mode in ("a", "w") else None)
-        except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+            new = mode in ("a", "w")
+            return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3 if new else None, attributes=attributes)
+        except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
             raise ScanError(f"{url} is not a Zarr group. Give the URL of a scan, e.g. data/kidney.ome.zarr.") from error
 
 
@@ -67,20 +73,15 @@ class Level:
 def pyramid_levels(shape_zyx: Index3, voxel_size_um: Spacing) -> list[Level]:
     """The levels of a volume's pyramid, finest first.
 
-    An axis is halved while it is longer than 1 voxel and not coarser than twice the finest. A halved level's first
-    voxel has its centre between the two it covers: (2ᵏ − 1) / 2 voxels in.
+    An axis is halved while it is longer than 1 voxel and not coarser than twice the finest of those that are. A halved
+    level's first voxel has its centre between the two it covers: (2ᵏ − 1) / 2 voxels in.
     """
     levels = [Level(shape_zyx, (1, 1, 1), voxel_size_um, (0.0, 0.0, 0.0))]
     while max(levels[-1].shape_zyx) > COARSEST:
         above = levels[-1]
-        finest = min(above.scale_um)
-        factor = index3(
-            [
-                2 if n > 1 and s <= 2 * finest * (1 - 1e-9) else 1
-                for n, s in zip(above.shape_zyx, above.scale_um, strict=True)
-            ]
-        )
-        levels.append(_coarser(above, factor))
+        sizes = list(zip(above.shape_zyx, above.scale_um, strict=True))
+        coarsest = 2 * min(s for n, s in sizes if n > 1) * (1 + 1e-9)
+        levels.append(_coarser(above, index3([2 if n > 1 and s <= coarsest else 1 for n, s in sizes])))
     return levels
 
 
@@ -208,18 +209,18 @@ def stored_digest(array_url: str, array: zarr.Array[Any], box: Box) -> bytes:
 
 
 class DoneMarks:
-    """One 32-byte digest a task, in a Zarr array `[task, 32]`; zeros mean not done.
+    """A row of 32-byte digests a task, one digest a shard, in a Zarr array `[task, 32 · shards]`; zeros: not done.
 
     `key` is the digest of what the tasks are made from: marks of another key are forgotten.
     """
 
-    def __init__(self, group: zarr.Group, name: str, tasks: int, key: str) -> None:
-        array = group.get(name)
-        if not isinstance(array, zarr.Array) or array.attrs.get("key") != key or array.shape != (tasks, 32):
+    def __init__(self, group: zarr.Group, name: str, tasks: int, key: str, *, shards: int = 1) -> None:
+        array, width = group.get(name), 32 * shards
+        if not isinstance(array, zarr.Array) or array.attrs.get("key") != key or array.shape != (tasks, width):
             array = group.create_array(
                 name,
-                shape=(tasks, 32),
-                chunks=(1, 32),
+                shape=(tasks, width),
+                chunks=(1, width),
                 dtype="uint8",
                 compressors=None,
                 fill_value=0,
@@ -229,11 +230,11 @@ class DoneMarks:
         self._array = array
 
     def mark(self, task: int, digest: bytes) -> None:
-        """Record that a task has written its shards."""
+        """Record that a task has written its shards: the digests of their stored bytes, one after the other."""
         self._array[task] = np.frombuffer(digest, np.uint8)
 
     def digests(self) -> list[bytes]:
-        """Each task's digest; 32 zero bytes where it is not done."""
+        """Each task's row; zero bytes where it is not done."""
         return [row.tobytes() for row in np.asarray(self._array[:])]
 
     def intact(self, task_digest: Callable[[int], bytes]) -> set[int]:

@@ -45,13 +45,14 @@ def ingest(
     stack = open_stack(source)
     for name in stack.passed_over:
         say(f"passed over {name}: no image")
-    levels = volumes.pyramid_levels(stack.shape_zyx, voxel_size_um)
+    z_um, y_um, x_um = map(float, voxel_size_um)
+    levels = volumes.pyramid_levels(stack.shape_zyx, (z_um, y_um, x_um))
     fits = plan(levels, stack.dtype, stack.largest_bytes)
     if labels is not None:
         check_request(labels_name, coverage)
         with open_masks(labels) as masks:
             masks.box_in(stack.shape_zyx, None)
-    about = {"specimen": specimen, "donor": donor or specimen, "organ": organ, "voxel_size_um": list(voxel_size_um)}
+    about = {"specimen": specimen, "donor": donor or specimen, "organ": organ, "voxel_size_um": [z_um, y_um, x_um]}
     with storage.reaching(url), locks.writing(url):
         info = _ingest_image(url, stack, levels, about, fits)
     if labels is not None:

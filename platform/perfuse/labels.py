@@ -14,6 +14,12 @@ from perfuse.geometry import Index3, blocks, index3
 
 Mask = npt.NDArray[np.uint8]
 
+IMAGE_LABEL = {
+    "colors": [{"label-value": 0, "rgba": [0, 0, 0, 0]}, {"label-value": 255, "rgba": [230, 60, 40, 255]}],
+    "source": {"image": "../../"},
+}
+"""How a viewer shows a label, and of which image it is: metadata of OME-Zarr."""
+
 
 class LabelWriter:
     """One label of a scan in the making. Unfinished until `finish`; a killed one goes on where it stopped.
@@ -32,10 +38,9 @@ class LabelWriter:
         existing = labels.get(name)
         if not isinstance(existing, zarr.Group) or existing.attrs.get("perfuse_key") != key:
             _refuse_human(existing, name, self.scan_url)
-            group, _ = volumes.create_pyramid(
-                labels, name, self.levels, "uint8", ome={"image-label": {"source": {"image": "../../"}}}
-            )
-            group.attrs.pop("perfuse", None)
+            if isinstance(existing, zarr.Group):
+                existing.attrs.pop("perfuse", None)
+            group, _ = volumes.create_pyramid(labels, name, self.levels, "uint8", ome={"image-label": IMAGE_LABEL})
             group.attrs["perfuse_key"] = key
             existing = group
         self.group = existing
@@ -73,8 +78,8 @@ class LabelWriter:
         foreground = sum(int(np.count_nonzero(np.asarray(self.arrays[0][b.slices]) >= 128)) for b in self.tasks)
         summary = info(foreground / float(np.prod(self.arrays[0].shape)), self._marks.root())
         self.group.attrs["perfuse"] = summary.model_dump(mode="json")
-        labels = self._root["labels"]
-        names = sorted({*_listed(labels), self.name})
+        labels = self._root.require_group("labels")
+        names = sorted(name for name, group in labels.groups() if "perfuse" in group.attrs)
         labels.attrs["ome"] = {"version": "0.5", "labels": names}
         return summary
 
@@ -84,10 +89,6 @@ def _level(group: zarr.Group, level: int) -> zarr.Array[Any]:
     if not isinstance(array, zarr.Array):
         raise ScanError(f"{group.store_path} is damaged: level {level} is no array.")
     return array
-
-
-def _listed(labels: Any) -> list[str]:
-    return list(labels.attrs.get("ome", {}).get("labels", []))
 
 
 def _refuse_human(existing: Any, name: str, scan_url: str) -> None:

@@ -110,17 +110,20 @@ def tune(scans: Sequence[Scan], prediction: str, truth: str) -> Curve:
             raise ScanError(
                 f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
             )
-        soft = scan.label(prediction)
         for box in _blocks(scan, f"tune {scan.info.id}"):
-            cut = _cutter(scan, box)
-            tail = tuple(int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
-            total += curve_counts(
-                cut(lambda b: _truth(scan, truth, b)),
-                cut(lambda b: np.asarray(soft[b.slices], np.uint8)),  # noqa: B023 - called at once
-                tail_zyx=tail,  # type: ignore[arg-type]
-                known=cut(lambda b: _known(scan, truth, b), 1),
-            )
+            total += _curve_counts(scan, prediction, truth, box)
     return total.curve()
+
+
+def _curve_counts(scan: Scan, prediction: str, truth: str, box: Box) -> CurveCounts:
+    cut, soft = _cutter(scan, box), scan.label(prediction)
+    z, y, x = (int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
+    return curve_counts(
+        cut(lambda b: _truth(scan, truth, b)),
+        cut(lambda b: np.asarray(soft[b.slices], np.uint8)),
+        tail_zyx=(z, y, x),
+        known=cut(lambda b: _known(scan, truth, b), 1),
+    )
 
 
 def _own_threshold(info: LabelInfo) -> int:

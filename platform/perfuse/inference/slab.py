@@ -65,7 +65,7 @@ def rows_of_logits(
     read: normalised voxels of a box inside the volume. planes: first and last + 1; the first a multiple of `PLANES`.
     """
     forward = engine.forward
-    depth, height, width = move_axis(shape_zyx, axis)
+    _, height, width = move_axis(shape_zyx, axis)
     starts = tile_starts(height, forward.tile, forward.stride)
     count = planes[1] - planes[0]
     columns = max(width, forward.tile + tile_starts(width, forward.tile, forward.stride)[-1])

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,31 @@ def register(bundle: Bundle, name: str, run_id: str) -> str:
     server = tracking.client()
     with tempfile.TemporaryDirectory() as folder, tracking.answering():
         bundle.save(Path(folder) / ARTIFACT)
-        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # MLflow asks for type hints that fit no array
             logged = mlflow.pyfunc.log_model(
                 name=ARTIFACT,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={ARTIFACT: str(Path(folder) / ARTIFACT)},
                 pip_requirements=[f"perfuse=={__version__}"],
-                registered_model_name=name,
             )
-        version = str(logged.registered_model_version)
+        version = _next_version(server, name, logged.model_id, run_id)
         server.set_model_version_tag(name, version, "bundle_digest", bundle.digest())
         server.set_model_version_tag(name, version, "forward_digest", bundle.forward_digest())
         server.set_registered_model_alias(name, CHALLENGER, version)
     return f"models:/{name}/{version}"
+
+
+def _next_version(server: Any, name: str, model_id: str, run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        server.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{model_id}"
+    return str(server.create_model_version(name, source, run_id, model_id=model_id).version)
 
 
 def version_of(uri: str) -> tuple[str, str]:

@@ -1,0 +1,204 @@
+"""Voxels do not depend on how the work is cut, and lie where they should."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfuse import storage
+from perfuse.bundle import Bundle
+from perfuse.catalog import Scan
+from perfuse.contract import Contract, Forward, Network
+from perfuse.errors import ContractError, PlanError, ScanError
+from perfuse.geometry import Box
+from perfuse.inference import predict_local, prepare, probability, probability_of_array
+from perfuse.inference.logits import LIMIT, ONE, divide, fuse, window
+from perfuse.inference.prediction import SLAB, Worker, plan
+from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.models import build
+from perfuse.normalisation import bounds, normalise
+from perfuse.pseudolabels import pseudolabel
+
+TINY = Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(16, 8, 8, 8, 8))
+
+
+def forward(**changes) -> Forward:
+    return Forward(network=TINY, voxel_size_um=(10, 100), tile=64, **changes)
+
+
+def bundle(seed: int = 0, **changes) -> Bundle:
+    torch.manual_seed(seed)
+    network = build(TINY)
+    return Bundle(Contract(forward=forward(**changes)), network.state_dict(), {})
+
+
+class Middle(torch.nn.Module):
+    """A network whose logit is 4 · (middle plane) − 2."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = x.shape[1] // 2
+        return 4 * x[:, half : half + 1] - 2
+
+
+def slab(engine: Engine, values: np.ndarray, axis: int, planes: tuple[int, int]) -> np.ndarray:
+    parts = [p for _, p in rows_of_logits(engine, lambda b: values[b.slices], values.shape, axis, planes)]
+    return np.concatenate(parts, axis=1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.tuples(*[st.integers(1, 90)] * 3),
+    st.sampled_from([0, 1, 2]),
+    st.sampled_from(["mean", "hann"]),
+    st.integers(0, 9),
+)
+def test_each_voxel_comes_from_its_own_place(shape, axis, blend, seed):
+    """Tiles, panels, bands and padding leave a pixelwise network's answer exactly where its input was."""
+    values = np.random.default_rng(seed).random(shape, np.float32)
+    engine = Engine.of(Middle(), forward(window=blend), "cpu", "fp32")
+    logits = np.moveaxis(slab(engine, values, axis, (0, shape[axis])), 0, axis)
+    np.testing.assert_array_equal(logits, np.rint((4 * values - 2) * ONE).astype(np.int16))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_bits_do_not_depend_on_slabs_or_threads(precision, axis):
+    values = np.random.default_rng(1).random((40, 72, 80), np.float32)
+    torch.manual_seed(0)
+    engine = Engine.of(build(TINY), forward(), "cpu", precision)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        depth = values.shape[axis]
+        whole = slab(engine, values, axis, (0, depth))
+        torch.set_num_threads(1)
+        cuts = [(a, min(a + 3 * PLANES, depth)) for a in range(0, depth, 3 * PLANES)]
+        np.testing.assert_array_equal(np.concatenate([slab(engine, values, axis, cut) for cut in cuts]), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(st.lists(st.tuples(st.integers(-LIMIT * ONE, LIMIT * ONE), st.integers(1, 1024)), min_size=1, max_size=8))
+def test_integer_mean_ignores_order(parts):
+    total = sum(v * w for v, w in parts)
+    weight = sum(w for _, w in parts)
+    assert abs(int(divide(np.array(total), weight)) - total / weight) <= 0.5
+    assert divide(np.array(total), weight) == math.floor(total / weight + 0.5)
+
+
+def test_fusion_rounds_once():
+    logits = [np.array([-16384, -1024, 0, 1024, 16384], np.int16), np.array([-16384, -1024, 1, 3072, 16384], np.int16)]
+    mean = np.array([-16, -1, 1 / 1024, 2, 16])
+    np.testing.assert_array_equal(fuse(logits), np.floor(255 / (1 + np.exp(-mean)) + 0.5).astype(np.uint8))
+    assert window("hann", 64).min() >= 1
+    assert int(window("hann", 256).max()) * LIMIT * ONE * 64 < 2**31
+
+
+@pytest.fixture
+def scan(tmp_path, make_scan, tubes) -> Scan:
+    image, mask = tubes(0, (SLAB + 9, 70, 66))
+    return make_scan(tmp_path, "organ", image, {"human": mask})
+
+
+def test_prediction_is_what_a_plain_loop_gives(scan):
+    made = bundle()
+    info = predict_local(scan.url, made, "soft")
+    stored = np.asarray(scan.label("soft")[:])
+    whole = Box.whole(scan.shape_zyx)
+    network = build(TINY)
+    network.load_state_dict(made.weights)
+    np.testing.assert_array_equal(stored, probability(network, made.contract.forward, scan, whole))
+    assert info.kind == "soft"
+    assert info.model is not None
+    assert info.model.forward_digest == made.forward_digest()
+    assert not storage.exists(storage.join(scan.url, "perfuse/scratch", info.key[:16]))
+    values = normalise(
+        np.asarray(scan.image[:]),
+        bounds(scan, made.contract.forward.normalisation),
+        made.contract.forward.normalisation,
+    )
+    engine = Engine.of(network, made.contract.forward, "cpu", info.model.precision)
+    axes = [np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in range(3)]
+    np.testing.assert_array_equal(stored, fuse(axes))
+
+
+def test_same_key_runs_nothing_and_a_new_threshold_no_network(scan, monkeypatch):
+    made = bundle()
+    first = predict_local(scan.url, made, "soft")
+    monkeypatch.setattr(Worker, "of", lambda *_: pytest.fail("the network was loaded again"))
+    assert predict_local(scan.url, made, "soft") == first
+    moved = predict_local(scan.url, made.with_threshold(77), "soft")
+    assert moved.digest == first.digest
+    assert scan.label_info("soft").model.threshold == 77
+
+
+def test_torn_and_missing_slabs_are_found_and_redone(scan):
+    made = bundle()
+    prediction = prepare(scan.url, made, "soft")
+    worker = Worker.of(prediction, made, 1)
+    rows = prediction.slabs_to_do()
+    assert len(rows) == 2 + 2 + 2
+    for row in rows[:4]:
+        prediction.run_slab(row, worker.engine)
+    assert prediction.slabs_to_do() == rows[4:]
+    shards = sorted(Path(scan.url, prediction.scratch, "z", "c").rglob("*"))
+    torn = [s for s in shards if s.is_file()]
+    torn[0].write_bytes(torn[0].read_bytes()[:-7])
+    torn[-1].unlink()
+    assert prediction.slabs_to_do() == rows[:2] + rows[4:]
+    predict_local(scan.url, made, "soft")
+    again = np.asarray(scan.label("soft")[:])
+    predict_local(scan.url, made, "undisturbed")
+    np.testing.assert_array_equal(again, scan.label("undisturbed")[:])
+
+
+def test_another_model_replaces_soft_labels_only(scan):
+    predict_local(scan.url, bundle(0), "soft")
+    before = scan.label_info("soft").digest
+    predict_local(scan.url, bundle(1), "soft")
+    assert scan.label_info("soft").digest != before
+    with pytest.raises(ScanError, match="given by a person"):
+        predict_local(scan.url, bundle(0), "human")
+
+
+def test_voxel_size_outside_the_contract(tmp_path, make_scan, tubes):
+    coarse = make_scan(tmp_path, "coarse", *[tubes(0, (16, 64, 64))[0]], {}, voxel=150.0)
+    with pytest.raises(ContractError, match="10 to 100 µm"):
+        prepare(coarse.url, bundle(), "soft")
+
+
+def test_plan_counts_the_work(scan):
+    planned = plan(scan, forward())
+    assert planned.slabs == 6
+    assert planned.scratch_bytes == 3 * 2 * math.prod(scan.shape_zyx)
+    with pytest.raises(PlanError, match="GiB"):
+        prepare(scan.url, bundle(), "soft", memory_bytes=1000)
+    deeper = plan(scan, forward(axes=("z",))).peak_bytes
+    assert planned.peak_bytes >= deeper
+
+
+def test_pseudolabels_keep_what_people_marked(scan):
+    made = bundle()
+    predict_local(scan.url, made, "soft")
+    info = pseudolabel(scan.url, made, "round1", predict_local)
+    soft, human, kept = (np.asarray(scan.label(n)[:]) for n in ("soft", "human", "round1"))
+    np.testing.assert_array_equal(kept, np.maximum(soft, human))
+    assert info.kind == "soft"
+    assert info.lineage["kept_label"] == "human"
+    assert len(np.unique(kept)) > 2
+    with pytest.raises(ScanError, match="given by people"):
+        pseudolabel(scan.url, made, "human", predict_local)
+
+
+@pytest.mark.parametrize("shape", [(80, 70), (40, 64, 48), (3, 90, 50)])
+def test_arrays_of_any_rank(shape):
+    voxels = (np.random.default_rng(0).random(shape) * 5000).astype(np.uint16)
+    network = build(TINY)
+    answer = probability_of_array(network, forward(), voxels)
+    assert answer.shape == shape
+    assert answer.dtype == np.uint8
+    assert answer.std() > 0

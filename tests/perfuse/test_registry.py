@@ -1,0 +1,183 @@
+"""Promotion is a pure function; the ledger shows tampering; bundles come back as they went in."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfuse import registry, tracking
+from perfuse.bundle import Bundle
+from perfuse.contract import Contract, Forward, Network
+from perfuse.errors import RegistryError, ServerError
+from perfuse.models import build
+from perfuse.registry.ledger import START, Entry, broken_at, champions
+from perfuse.registry.policy import Policy, Score, decide
+
+TINY = Network(encoder="resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
+
+
+def score(data: str, surface: float, kind: str = "test") -> Score:
+    return Score(
+        data_digest=data,
+        scan_url=f"scans/{data}",
+        truth="human",
+        kind=kind,
+        threshold=0.5,
+        dice=0.5,
+        surface_dice=surface,
+    )
+
+
+def by_data(*scores: Score) -> dict[str, Score]:
+    return {s.data_digest: s for s in scores}
+
+
+surfaces = st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1), max_size=4)
+
+
+@given(surfaces, surfaces, st.floats(0, 1))
+def test_promotion_is_no_regression_on_the_same_data(mine, theirs, minimum):
+    candidate, incumbent = (
+        by_data(*(score(k, v) for k, v in mine.items())),
+        by_data(*(score(k, v) for k, v in theirs.items())),
+    )
+    decision = decide(candidate, incumbent, Policy(minimum_surface_dice=minimum))
+    expected = (
+        bool(mine) and all(v >= minimum for v in mine.values()) and all(mine.get(k, -1) >= v for k, v in theirs.items())
+    )
+    assert decision.accepted == expected
+    if bool(mine) and all(v >= minimum for v in mine.values()):
+        assert {s.data_digest for s in decision.missing} == set(theirs) - set(mine)
+
+
+def test_first_champion_meets_minimums_only():
+    policy = Policy(minimum_surface_dice=0.3)
+    assert decide(by_data(score("a", 0.31)), None, policy).accepted
+    assert "0.2900" in decide(by_data(score("a", 0.29)), None, policy).reason
+    assert "no scores" in decide({}, None, policy).reason
+    assert not decide(by_data(score("a", float("nan"))), None, policy).accepted
+
+
+def test_validation_scores_stand_in_only_where_there_are_no_test_scores():
+    incumbent = by_data(score("a", 0.9, "validation"), score("t", 0.5))
+    assert decide(by_data(score("t", 0.6), score("a", 0.2, "validation")), incumbent, Policy()).accepted
+    assert not decide(by_data(score("a", 0.8)), by_data(score("a", 0.9, "validation")), Policy()).accepted
+
+
+def chain(*moves: tuple[str, str]) -> list[Entry]:
+    entries: list[Entry] = []
+    for index, (action, version) in enumerate(moves):
+        previous = entries[-1].digest() if entries else START
+        entries.append(
+            Entry(
+                index=index,
+                model="m",
+                action=action,
+                version=version,
+                champion_before=None,
+                reason="",
+                scores={},
+                who="w",
+                when="t",
+                previous=previous,
+            )
+        )
+    return entries
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["promote", "refuse"]), st.sampled_from("123")), min_size=1, max_size=6),
+    st.data(),
+)
+def test_tampering_shows(moves, data):
+    entries = chain(*moves)
+    assert broken_at(entries) is None
+    at = data.draw(st.integers(0, len(entries) - 1))
+    changed = [*entries]
+    changed[at] = changed[at].model_copy(update={"reason": "another"})
+    assert broken_at(changed) == (at + 1 if at + 1 < len(entries) else None)
+    removed = entries[:at] + entries[at + 1 :]
+    assert broken_at(removed) == (at if at < len(removed) else None)
+
+
+def test_champions_are_a_stack():
+    assert champions(chain(("promote", "1"), ("refuse", "2"), ("promote", "3"), ("rollback", "1"))) == ["1"]
+
+
+def make_bundle(seed: int) -> Bundle:
+    torch.manual_seed(seed)
+    forward = Forward(network=TINY, voxel_size_um=(1, 100), tile=64, axes=("z",))
+    return Bundle(Contract(forward=forward), build(TINY).state_dict(), {"seed": seed})
+
+
+@pytest.fixture
+def registered(mlflow_sqlite, monkeypatch, tmp_path):
+    monkeypatch.setenv("PERFUSE_WORKDIR", str(tmp_path))
+    bundles = [make_bundle(seed).with_threshold(100 + seed) for seed in (1, 2)]
+    return [(registry.register(b, "vessels", tracking.Run.start("t").id), b) for b in bundles]
+
+
+def test_the_loop_of_a_model(registered):
+    import mlflow
+
+    (first, one), (second, two) = registered
+    assert (first, second) == ("models:/vessels/1", "models:/vessels/2")
+    back = registry.load_bundle("models:/vessels@challenger")
+    assert back.uri == second
+    assert back.digest() == two.digest() != one.digest()
+    assert back.contract.decision.threshold == 102
+
+    voxels = (np.random.default_rng(0).random((70, 80)) * 4000).astype(np.uint16)
+    from perfuse.inference import probability_of_array
+
+    network = build(TINY)
+    network.load_state_dict(two.weights)
+    theirs = mlflow.pyfunc.load_model("models:/vessels/2").predict(voxels)
+    np.testing.assert_array_equal(theirs, probability_of_array(network, two.contract.forward, voxels))
+
+    with pytest.raises(RegistryError, match=r"(?s)no scores.*perfuse predict.*perfuse evaluate"):
+        registry.promote("vessels", "1")
+    registry.record_scores(first, score("a", 0.5))
+    registry.promote("vessels", "1")
+    with pytest.raises(RegistryError, match="no scores"):
+        registry.promote("vessels", "2")
+    registry.record_scores(second, score("b", 0.9))
+    with pytest.raises(RegistryError, match="perfuse predict scans/a --model models:/vessels/2 --output vessels-v2"):
+        registry.promote("vessels", "2")
+    registry.record_scores(second, score("a", 0.49))
+    with pytest.raises(RegistryError, match=r"0\.4900 .* below the champion's 0\.5000"):
+        registry.promote("vessels", "2")
+    registry.record_scores(second, score("a", 0.51))
+    registry.promote("vessels", "2")
+    assert registry.promote("vessels", "2").reason == "it is champion already"
+    assert registry.rollback("vessels") == "1"
+    found = registry.history("vessels")
+    assert [e["action"] for e in found["entries"]] == ["refuse", "promote", *["refuse"] * 3, "promote", "rollback"]
+    assert (found["champion"], found["broken_at"], found["moved_behind_ledger"]) == ("1", None, False)
+    registry.set_champion("vessels", "2")
+    assert registry.history("vessels")["moved_behind_ledger"]
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.rollback("vessels")
+
+
+def test_errors_name_what_there_is(registered):
+    with pytest.raises(RegistryError, match="Models: vessels"):
+        registry.load_bundle("models:/other/1")
+    with pytest.raises(RegistryError, match="its versions: 1, 2"):
+        registry.load_bundle("models:/vessels/7")
+    with pytest.raises(RegistryError, match="its aliases: challenger"):
+        registry.load_bundle("models:/vessels@champion")
+    with pytest.raises(RegistryError, match="names no model"):
+        registry.load_bundle("vessels")
+
+
+def test_a_server_that_is_away(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9 does not answer"):
+        registry.load_bundle("models:/vessels/1")
+
+
+def test_passwords_are_not_shown():
+    assert tracking.shown("postgresql://me:secret@host/db") == "postgresql://…@host/db"

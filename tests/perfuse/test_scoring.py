@@ -1,0 +1,108 @@
+"""Scores of stored predictions are those of the whole arrays; unknown is not background."""
+
+import math
+
+import numpy as np
+import pytest
+
+from perfuse import scoring
+from perfuse.catalog import LabelInfo, ModelRef, Scan
+from perfuse.errors import ScanError
+from perfuse.labels import writer_for
+from perfuse.metrics import confusion_counts, curve_counts, surface_counts
+
+SHAPE = (70, 40, 44)
+MODEL = ModelRef(uri="", forward_digest="f", bundle_digest="b", threshold=100, precision="fp32")
+
+
+def write_soft(scan: Scan, name: str, values: np.ndarray, model: ModelRef | None = MODEL) -> None:
+    writer = writer_for(scan, name, name)
+    for task in writer.todo():
+        writer.write(task, values[writer.tasks[task].slices])
+    writer.finish(
+        lambda share, digest: LabelInfo(name=name, kind="soft", foreground=share, digest=digest, key=name, model=model)
+    )
+
+
+def soft_of(mask: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(3).normal(0, 60, mask.shape)
+    return np.clip(mask * 0.7 + 30 + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def case(tmp_path, make_scan, tubes):
+    image, mask = tubes(4, SHAPE)
+    scan = make_scan(tmp_path, "organ", image, {"human": mask})
+    soft = soft_of(mask)
+    write_soft(scan, "soft", soft)
+    return scan, image, mask >= 128, soft
+
+
+def test_evaluate_is_the_whole_array(case, monkeypatch):
+    scan, _, truth, soft = case
+    monkeypatch.setattr(scoring, "BLOCK", (32, 16, 24))
+    scores = scoring.evaluate(scan, "soft", "human")
+    whole = confusion_counts(truth, soft >= 100)
+    assert scores.threshold == 100 / 255
+    assert (scores.dice, scores.precision, scores.recall) == (whole.dice, whole.precision, whole.recall)
+    assert scores.fbeta == whole.fbeta(0.5)
+    assert (scores.truth_voxels, scores.predicted_voxels) == (whole.truth, whole.predicted)
+    assert scores.surface_dice == surface_counts(np.pad(truth, 1), np.pad(soft >= 100, 1)).surface_dice
+    assert scores.dice_bounds == (scores.dice, scores.dice)
+    moved = scoring.evaluate(scan, "soft", "human", 180)
+    assert moved.dice == confusion_counts(truth, soft >= 180).dice
+
+
+def test_baseline_is_otsu_at_its_best(case):
+    from skimage.filters import threshold_otsu
+
+    scan, image, truth, _ = case
+    baseline = scoring.evaluate(scan, "soft", "human").baseline
+    otsu = confusion_counts(truth, image > threshold_otsu(image, nbins=1 << 16)).dice
+    assert baseline.dice >= otsu - 0.01
+    assert baseline.method.startswith("Otsu")
+    assert 0 < baseline.surface_dice < 1
+
+
+def test_tune_is_the_whole_curve(case, monkeypatch):
+    scan, _, truth, soft = case
+    monkeypatch.setattr(scoring, "BLOCK", (32, 16, 24))
+    curve = scoring.tune([scan, scan], "soft", "human")
+    whole = curve_counts(np.pad(truth, 1), np.pad(soft, 1)).curve()
+    np.testing.assert_allclose(curve.dice, whole.dice)
+    np.testing.assert_allclose(curve.surface_dice, whole.surface_dice)
+    assert curve.best == whole.best
+
+
+def test_sparse_truth_gives_recall_and_bounds(tmp_path, make_scan, tubes):
+    image, mask = tubes(4, SHAPE)
+    half = mask.copy()
+    half[:, 20:] = 0
+    scan = make_scan(tmp_path, "sparse", image, {"human": half}, kind="sparse", coverage=0.5)
+    write_soft(scan, "soft", mask)
+    scores = scoring.evaluate(scan, "soft", "human")
+    assert scores.recall == 1.0
+    assert all(math.isnan(v) for v in (scores.dice, scores.precision, scores.surface_dice, scores.baseline.dice))
+    low, high = scores.precision_bounds
+    assert low == pytest.approx(np.count_nonzero(half) / np.count_nonzero(mask))
+    assert low < high <= 1
+    with pytest.raises(ScanError, match="sparse"):
+        scoring.tune([scan], "soft", "human")
+
+
+def test_errors_name_what_is_there(case):
+    scan, *_ = case
+    with pytest.raises(ScanError, match="Its labels: human, soft"):
+        scoring.evaluate(scan, "nothing", "human")
+    write_soft(scan, "by-hand", np.zeros(SHAPE, np.uint8), None)
+    with pytest.raises(ScanError, match="--threshold"):
+        scoring.evaluate(scan, "by-hand", "human")
+
+
+def test_organ_limits_what_counts(tmp_path, make_scan, tubes):
+    image, mask = tubes(4, SHAPE)
+    organ = np.zeros(SHAPE, np.uint8)
+    organ[:30] = 255
+    scan = make_scan(tmp_path, "organ", image, {"human": mask, "organ": organ})
+    write_soft(scan, "soft", np.where(organ > 0, mask, 255 - mask).astype(np.uint8))
+    assert scoring.evaluate(scan, "soft", "human").dice == 1.0

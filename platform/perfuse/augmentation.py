@@ -49,11 +49,11 @@ def _zoom(image: Planes, target: Planes, known: Planes, factor: float) -> tuple[
 
 
 def _intensity(image: Planes, settings: "Augmentation", rng: np.random.Generator) -> Planes:
-    contrast, brightness = 1 + settings.intensity * rng.uniform(-1, 1, 2)
+    contrast, brightness = settings.intensity * rng.uniform(-1, 1, 2).astype(np.float32)
     power = (1 + settings.gamma) ** rng.uniform(-1, 1)
     deviation = np.float32(settings.noise * rng.random())
-    mean = image.mean()
-    varied = (image - mean) * np.float32(contrast) + mean + np.float32(brightness - 1)
+    varied: Planes = image + (contrast * (image - image.mean()) + brightness)
     inside = (varied > 0) & (varied < 1)
     varied[inside] **= np.float32(power)
-    return varied + deviation * rng.standard_normal(image.shape, np.float32)
+    varied += deviation * rng.standard_normal(image.shape, np.float32)
+    return varied

@@ -1,6 +1,7 @@
 """Networks from segmentation-models-pytorch, by name; and what this machine runs them on."""
 
 from difflib import get_close_matches
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from perfuse.contract import Network
@@ -30,7 +31,7 @@ def build(network: Network, *, pretrained: bool = False) -> "nn.Module":
             encoder_weights=weights,
             in_channels=network.planes,
             classes=1,
-            **_options(network),
+            **_options(network, smp.MODEL_ARCHITECTURES_MAPPING[network.architecture.lower()]),
         )
     except (FileNotFoundError, ConnectionError, TimeoutError) as error:
         raise ServerError(
@@ -42,8 +43,12 @@ def build(network: Network, *, pretrained: bool = False) -> "nn.Module":
     return made
 
 
-def _options(network: Network) -> dict[str, Any]:
-    return {} if network.decoder_channels is None else {"decoder_channels": network.decoder_channels}
+def _options(network: Network, architecture: type) -> dict[str, Any]:
+    if network.decoder_channels is None:
+        return {}
+    if "decoder_channels" not in signature(architecture).parameters:
+        raise ValueError(f"{network.architecture} takes no decoder_channels")
+    return {"decoder_channels": network.decoder_channels}
 
 
 def _check_names(network: Network, architectures: list[str], encoders: list[str]) -> None:

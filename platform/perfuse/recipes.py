@@ -1,10 +1,10 @@
 """Recipes: typed, complete descriptions of a training. A recipe is a function; a variation is a few fields over another."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, cast, get_args, get_origin
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from perfuse.contract import Axis, Frozen, Network, Normalisation
 from perfuse.errors import RecipeError
@@ -29,7 +29,7 @@ class Recipe(Frozen):
     """All that decides a training, besides the voxels."""
 
     name: str
-    labels: tuple[str, ...] = ("human",)
+    labels: tuple[str, ...] = Field(("human",), min_length=1)
     """Labels in order of preference: each scan takes the first that it holds."""
     train: tuple[str, ...] = ()
     """Specimens to train on; empty: all labelled ones of other donors than validation and holdout."""
@@ -39,13 +39,15 @@ class Recipe(Frozen):
     """Specimens that nothing may see, with all else of their donors."""
     network: Network = Network()
     normalisation: Normalisation = Normalisation()
-    axes: tuple[Axis, ...] = ("z", "y", "x")
+    axes: tuple[Axis, ...] = Field(("z", "y", "x"), min_length=1)
     voxel_size_range: float = Field(1.5, ge=1)
     """Inference is allowed on pixels this factor finer or coarser than those trained on."""
     crop: int = Field(128, ge=32, multiple_of=32)
     batch: int = Field(16, ge=1)
     steps: int = Field(1000, ge=1)
     validate_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps that a killed training may lose."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup_steps: int = Field(20, ge=0)
@@ -102,16 +104,19 @@ def vesselnn() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "vesselnn": vesselnn}
 
 
-def load_recipe(name: str, settings: list[str]) -> Recipe:
-    """A built-in recipe with `key=value` settings over it; nested keys by dots, lists by commas, `none` for null.
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """A built-in recipe with `key=value` settings over it; nested keys by dots, lists by commas, `none` for no value.
 
     Raises RecipeError that lists the valid choices.
     """
     if name not in RECIPES:
         raise RecipeError(f"Unknown recipe {name!r}. Built in: {', '.join(RECIPES)}.")
-    values = RECIPES[name]().model_dump(mode="json")
+    values = RECIPES[name]().model_dump()
     for setting in settings:
-        _set(values, setting)
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes key=value, e.g. steps=100 or network.encoder=resnet34; got {setting!r}.")
+        _set(values, Recipe, key.strip(), text.strip())
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -120,21 +125,39 @@ def load_recipe(name: str, settings: list[str]) -> Recipe:
         raise RecipeError(f"Recipe {name}: {place} = {first['input']!r}: {first['msg']}.") from error
 
 
-def _set(values: dict[str, Any], setting: str) -> None:
-    path, equals, text = setting.partition("=")
-    if not equals:
-        raise RecipeError(f"--set takes key=value; got {setting!r}.")
-    *parents, key = path.split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            raise RecipeError(f"Unknown key {path!r}. There are: {', '.join(sorted(values))}.")
-        values = values[parent]
-    if key not in values:
-        raise RecipeError(f"Unknown key {path!r}. There are: {', '.join(sorted(values))}.")
-    values[key] = _value(text, is_list=isinstance(values[key], list))
+def _set(values: dict[str, Any], model: type[BaseModel], key: str, text: str, above: str = "") -> None:
+    """Replace one value of a recipe, before it is validated."""
+    part, dot, rest = key.partition(".")
+    kind = model.model_fields[part].annotation if part in model.model_fields else None
+    nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+    if kind is None or nested != bool(dot):
+        raise RecipeError(_unknown(above + key, _keys(Recipe)))
+    if nested:
+        _set(values[part], cast("type[BaseModel]", kind), rest, text, f"{above}{part}.")
+    else:
+        values[part] = _value(kind, text)
 
 
-def _value(text: str, *, is_list: bool) -> Any:
-    if is_list:
-        return [_value(part, is_list=False) for part in text.split(",") if part]
-    return None if text.lower() == "none" else yaml.safe_load(text)
+def _keys(model: type[BaseModel], above: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys += _keys(cast("type[BaseModel]", kind), f"{above}{name}.") if nested else [above + name]
+    return keys
+
+
+def _unknown(key: str, there: list[str]) -> str:
+    near = get_close_matches(key, there, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"Unknown key {key!r}.{hint} There are: {', '.join(there)}."
+
+
+def _value(kind: Any, text: str) -> Any:
+    """What pydantic then checks: None, a list of words, or the word."""
+    options = get_args(kind) if type(None) in get_args(kind) else (kind,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    if any(get_origin(option) is tuple for option in options):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    return text

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from perfuse.augmentation import augment
 from perfuse.catalog import Scan
+from perfuse.contract import Normalisation
 from perfuse.errors import RecipeError
 from perfuse.geometry import Box, Index3, along_axis
 from perfuse.normalisation import bounds, normalise
@@ -59,7 +60,7 @@ def cut(job: TrainingJob, row: Row) -> Iterator[Crops]:
     for step in range(row["first_step"], row["stop_step"]):
         crops = [_crop(job, bricks[p // CROPS_PER_BRICK], step, p) for p in positions]
         image, target, known = (np.stack(parts) for parts in zip(*crops, strict=True))
-        yield {"step": np.int64(step), "image": image, "target": target, "known": known}
+        yield {"step": np.asarray(step), "image": image, "target": target, "known": known}
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,18 @@ class Brick:
 
 
 @lru_cache(maxsize=64)
-def _opened(url: str, label: str, digest: str) -> tuple[Scan, npt.NDArray[np.int64], Index3]:
+def _opened(source: Source) -> tuple[Scan, npt.NDArray[np.int64], Index3]:
     """A scan, where its coarsest label level holds vessel, and that level's shape."""
-    scan = Scan.open(url)
-    group = scan.group[f"labels/{label}"]
+    scan = Scan.open(source.url)
+    group = scan.group[f"labels/{source.label}"]
     last = len(group.attrs["ome"]["multiscales"][0]["datasets"]) - 1  # type: ignore[index,call-overload,arg-type]
     coarse = np.asarray(group[str(last)][:])  # type: ignore[index]
     return scan, np.argwhere(coarse >= 128), (coarse.shape[0], coarse.shape[1], coarse.shape[2])
+
+
+@lru_cache(maxsize=64)
+def _window(source: Source, normalisation: Normalisation) -> tuple[float, float]:
+    return bounds(_opened(source)[0], normalisation)
 
 
 def _brick(job: TrainingJob, group: int, slot: int) -> Brick:
@@ -89,7 +95,7 @@ def _brick(job: TrainingJob, group: int, slot: int) -> Brick:
     rng = np.random.default_rng([recipe.seed, 1, group, slot])
     source = job.train[rng.integers(len(job.train))]
     axis = "zyx".index(recipe.axes[rng.integers(len(recipe.axes))])
-    scan, vessel, coarse_shape = _opened(source.url, source.label, source.label_digest)
+    scan, vessel, coarse_shape = _opened(source)
     centre = rng.random(3)
     if len(vessel) and rng.random() < max(recipe.foreground_share, 0.5):
         centre = (vessel[rng.integers(len(vessel))] + rng.random(3)) / coarse_shape
@@ -103,7 +109,7 @@ def _brick_box(crop: int, shape: Index3, axis: int, centre: npt.NDArray[np.float
     for place, size, length in zip(centre, sizes, shape, strict=True):
         start = int(np.clip(round(place * length - size / 2), 0, max(length - size, 0)))
         spans.append((start, min(start + size, length)))
-    return Box(*zip(*spans, strict=True))  # type: ignore[arg-type]
+    return Box(*zip(*spans, strict=True))
 
 
 def _read(job: TrainingJob, source: Source, scan: Scan, axis: int, box: Box) -> Brick:
@@ -113,14 +119,14 @@ def _read(job: TrainingJob, source: Source, scan: Scan, axis: int, box: Box) -> 
     spans = [(a, b) for i, (a, b) in enumerate(zip(box.start, box.stop, strict=True)) if i != axis]
     wide = along_axis(axis, (max(start - halo, 0), min(stop + halo, depth)), spans[0], spans[1])
     raw = np.asarray(scan.image[wide.slices])
-    image = normalise(raw, bounds(scan, job.recipe.normalisation), job.recipe.normalisation)
+    image = normalise(raw, _window(source, job.recipe.normalisation), job.recipe.normalisation)
     missing = [(halo - (start - wide.start[axis]), halo - (wide.stop[axis] - stop)), (0, 0), (0, 0)]
     label = np.asarray(scan.label(source.label)[box.slices])
     known = np.moveaxis(scan.read_known(source.label, box, label), axis, 0)
     target = np.moveaxis(label, axis, 0)
     return Brick(
         np.pad(np.moveaxis(image, axis, 0), missing, mode="edge"),
-        target.astype(np.float32) / 255,
+        np.divide(target, 255, dtype=np.float32),
         known.astype(np.float32),
         np.argwhere((target >= 128) & known),
     )
@@ -134,7 +140,7 @@ def _crop(job: TrainingJob, brick: Brick, step: int, position: int) -> tuple[npt
     at = rng.random(2) * np.maximum(np.subtract(plane_shape, recipe.crop), 0)
     if len(brick.vessel) and rng.random() < recipe.foreground_share:
         plane, *pixel = brick.vessel[rng.integers(len(brick.vessel))]
-        at = pixel - rng.random(2) * recipe.crop
+        at = pixel - rng.integers(recipe.crop, size=2)
     start = np.clip(np.round(at), 0, np.maximum(np.subtract(plane_shape, recipe.crop), 0)).astype(int)
     window = tuple(slice(s, s + recipe.crop) for s in start)
     panel = slice(plane, plane + recipe.network.planes)

@@ -45,6 +45,7 @@ def train(
             scores, pictures = validate(job, state.averaged)
             state.keep_best(scores["val_surface_dice"])
             losses |= scores
+        if rank == 0 and (due or state.step % job.recipe.checkpoint_every == 0):
             checkpoints.save(job.folder, state.as_dict())
         if due or state.step % REPORT_EVERY == 0:
             report(state.step, {k: float(v) for k, v in losses.items()}, pictures)
@@ -116,7 +117,7 @@ def _step(
     bce, dice = masked_bce(logits, target, known), masked_dice(logits, target, known)
     loss = recipe.bce * bce + recipe.dice * dice
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
     state.optimiser.step()
     state.step += 1

@@ -10,12 +10,12 @@ from perfuse.metrics import CurveCounts, curve_counts
 from perfuse.pictures import one_slice
 from perfuse.training.job import Source, TrainingJob
 
-BOX: Index3 = (64, 192, 192)
-"""Voxels of each validation scan that are scored while training; the final scores are of whole scans."""
+VOXELS = 2_400_000
+"""Of each validation scan, scored while training; the final scores are of whole scans."""
 
 
 def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, float], dict[str, bytes]]:
-    """Dice and surface dice at the threshold that is best for both scans together, and a picture of each scan."""
+    """Dice and surface dice at the threshold that is best for all scans together, and a picture of each scan."""
     network.eval()
     total = CurveCounts()
     pictures = {}
@@ -37,15 +37,19 @@ def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[
     scan = Scan.open(source.url)
     box = middle(scan.shape_zyx)
     soft = probability(network, job.forward(), scan, box)
-    truth = np.asarray(scan.label(source.label)[box.slices]) >= 128
-    counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1))
+    values = np.asarray(scan.label(source.label)[box.slices])
+    truth, known = values >= 128, scan.read_known(source.label, box, values)
+    counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1), known=np.pad(known, 1, constant_values=True))
     k = soft.shape[0] // 2
-    image = np.asarray(scan.image[box.slices][k])
+    image = np.asarray(scan.image[box.slices])[k]
     return counts, one_slice(image, truth[k], soft[k])
 
 
 def middle(shape_zyx: Index3) -> Box:
-    """A box of at most `BOX` voxels in the middle of a volume."""
-    start = index3([max(n - b, 0) // 2 for n, b in zip(shape_zyx, BOX, strict=True)])
-    stop = index3([a + min(n, b) for a, n, b in zip(start, shape_zyx, BOX, strict=True)])
-    return Box(start, stop)
+    """A box of at most `VOXELS` in the middle of a volume: its longest axis is halved until it fits."""
+    size = list(shape_zyx)
+    while np.prod(size) > VOXELS:
+        longest = int(np.argmax(size))
+        size[longest] = -(-size[longest] // 2)
+    start = index3([(n - b) // 2 for n, b in zip(shape_zyx, size, strict=True)])
+    return Box(start, index3([a + b for a, b in zip(start, size, strict=True)]))

@@ -1,0 +1,188 @@
+import hashlib
+import json
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfuse import sampling
+from perfuse.augmentation import augment
+from perfuse.errors import RecipeError
+from perfuse.normalisation import bounds, normalise
+from perfuse.recipes import Augmentation, load_recipe
+from perfuse.training import TrainingJob, plan_job
+
+SHAPE = (40, 72, 90)
+SETTINGS = ["crop=32", "batch=12", "steps=21", "validation=v"]
+STILL = ["augmentation.flip_and_turn=false", *(f"augmentation.{k}=0" for k in ("intensity", "gamma", "noise"))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_scan, tubes) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    for seed, specimen in enumerate(("a", "b", "v")):
+        image, mask = tubes(seed, SHAPE)
+        make_scan(folder, specimen, image, {"human": mask})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(folder) -> TrainingJob:
+    return plan_job(load_recipe("quickstart", SETTINGS), str(folder), str(folder / "runs"))
+
+
+def _feed(job: TrainingJob, rank: int = 0, world: int = 1, first: int = 0):
+    return chain.from_iterable(sampling.cut(job, row) for row in sampling.rows(job, rank, world, first))
+
+
+def _digests(job: TrainingJob, rank: int = 0, world: int = 1, first: int = 0) -> dict[int, set[str]]:
+    found = {}
+    for batch in _feed(job, rank, world, first):
+        crops = zip(*(batch[k] for k in ("image", "target", "known")), strict=True)
+        found[int(batch["step"])] = {hashlib.sha256(b"".join(p.tobytes() for p in c)).hexdigest() for c in crops}
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(job) -> dict[int, set[str]]:
+    return _digests(job)
+
+
+def test_a_batch_is_what_the_recipe_says(job) -> None:
+    batches = list(_feed(job))
+    assert [int(b["step"]) for b in batches] == list(range(21))
+    for batch in batches:
+        assert batch["image"].shape == (12, 3, 32, 32)
+        assert batch["target"].shape == batch["known"].shape == (12, 1, 32, 32)
+        assert all(batch[k].dtype == np.float32 for k in ("image", "target", "known"))
+        assert set(np.unique(batch["target"])) <= {0, 1}
+        assert batch["known"].all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(world=st.sampled_from([1, 2, 3, 4, 6, 12]), first=st.integers(0, 21))
+def test_any_number_of_workers_sees_the_same_crops_from_any_step_on(job, alone, world: int, first: int) -> None:
+    ranks = [_digests(job, rank, world, first) for rank in range(world)]
+    together = {step: set().union(*(r[step] for r in ranks)) for step in ranks[0]} if first < 21 else {}
+    assert together == {step: crops for step, crops in alone.items() if step >= first}
+    assert all(len(r[step]) == 12 // world for r in ranks for step in r)
+
+
+def test_another_seed_gives_other_crops(folder, alone) -> None:
+    recipe = load_recipe("quickstart", [*SETTINGS, "seed=1"])
+    other = _digests(plan_job(recipe, str(folder), str(folder / "runs")))
+    assert not set().union(*other.values()) & set().union(*alone.values())
+
+
+def test_rows_are_descriptors(job) -> None:
+    rows = list(sampling.rows(job, 1, 3, 5))
+    assert json.loads(json.dumps(rows)) == rows
+    assert TrainingJob.model_validate_json(job.model_dump_json()) == job
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(job) -> None:
+    with pytest.raises(RecipeError, match="batch = 12 cannot be divided among 5 workers"):
+        next(sampling.rows(job, 0, 5, 0))
+
+
+def _planes(volume: np.ndarray, axis: int) -> set[bytes]:
+    """All 32 × 32 windows of a volume's planes along an axis."""
+    seen = np.moveaxis(volume, axis, 0)
+    windows = np.lib.stride_tricks.sliding_window_view(seen, (32, 32), (1, 2))
+    return {w.tobytes() for w in windows.reshape(-1, 32, 32)}
+
+
+@pytest.mark.parametrize("axis", "zyx")
+def test_unaugmented_crops_are_cut_from_the_scan_along_the_axis(tmp_path, make_scan, tubes, axis: str) -> None:
+    for seed, specimen in enumerate("av"):
+        image, mask = tubes(seed, (20, 40, 36) if axis == "z" else (36, 36, 36))
+        scan = make_scan(tmp_path, specimen, image, {"human": mask})
+        if specimen == "a":
+            volume, truth, first = image, mask, scan
+    recipe = load_recipe("quickstart", [*SETTINGS, *STILL, f"axes={axis}", "steps=4"])
+    normal = normalise(volume, bounds(first, recipe.normalisation), recipe.normalisation)
+    wanted = [(i.tobytes(), t.tobytes()) for i, t in _pairs(normal, truth, "zyx".index(axis))]
+    for batch in _feed(plan_job(recipe, str(tmp_path), str(tmp_path))):
+        for image, target in zip(batch["image"], batch["target"], strict=True):
+            assert (image[1].tobytes(), target[0].tobytes()) in wanted
+
+
+def _pairs(normal, truth, axis):
+    parts = (np.moveaxis(v, axis, 0) for v in (normal, truth.astype(np.float32) / 255))
+    images, targets = (np.lib.stride_tricks.sliding_window_view(p, (32, 32), (1, 2)) for p in parts)
+    return zip(images.reshape(-1, 32, 32), targets.reshape(-1, 32, 32), strict=True)
+
+
+def test_the_foreground_share_brings_crops_to_rare_vessels(tmp_path, make_scan, tubes) -> None:
+    image, _ = tubes(0, SHAPE)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[20, 40, 40:44] = 255
+    for specimen in "av":
+        make_scan(tmp_path, specimen, image, {"human": mask})
+
+    def share(wanted: float) -> float:
+        recipe = load_recipe("quickstart", [*SETTINGS, *STILL, f"foreground_share={wanted}", "axes=z"])
+        batches = _feed(plan_job(recipe, str(tmp_path), str(tmp_path)))
+        return float(np.mean([b["target"].any((1, 2, 3)).mean() for b in batches]))
+
+    assert share(1.0) == 1
+    assert share(0.0) < 0.2
+
+
+def test_what_is_not_marked_in_a_sparse_label_is_unknown(tmp_path, make_scan, tubes) -> None:
+    image, mask = tubes(0, SHAPE)
+    make_scan(tmp_path, "a", image, {"human": mask}, kind="sparse", coverage=0.5)
+    make_scan(tmp_path, "v", *[tubes(1, SHAPE)[0]], {"human": tubes(1, SHAPE)[1]})
+    job = plan_job(load_recipe("quickstart", [*SETTINGS, "augmentation.zoom=1.5"]), str(tmp_path), str(tmp_path))
+    for batch in _feed(job):
+        assert (batch["target"][batch["known"] == 1] == 1).all()
+        assert (batch["known"] == 0).any()
+
+
+def test_a_soft_label_stays_soft(tmp_path, make_scan, tubes) -> None:
+    image, _ = tubes(0, SHAPE)
+    soft = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+    make_scan(tmp_path, "a", image, {"round1": soft}, kind="soft")
+    make_scan(tmp_path, "v", image, {"human": soft})
+    recipe = load_recipe("quickstart", [*SETTINGS, "labels=human,round1"])
+    batch = next(iter(_feed(plan_job(recipe, str(tmp_path), str(tmp_path)))))
+    assert len(np.unique(batch["target"])) > 200
+    assert np.array_equal(np.rint(batch["target"] * 255) / np.float32(255), batch["target"])
+
+
+def test_a_scan_smaller_than_a_crop_is_mirrored_and_the_mirrored_is_unknown(tmp_path, make_scan, tubes) -> None:
+    for seed, specimen in enumerate("av"):
+        image, mask = tubes(seed, (2, 20, 40))
+        make_scan(tmp_path, specimen, image, {"human": mask})
+    recipe = load_recipe("quickstart", [*SETTINGS, *STILL, "axes=z", "network.planes=5"])
+    batch = next(iter(_feed(plan_job(recipe, str(tmp_path), str(tmp_path)))))
+    assert (batch["known"][:, :, :20] == 1).all()
+    assert (batch["known"][:, :, 20:] == 0).all()
+    assert np.array_equal(batch["image"][:, :, 20:], batch["image"][:, :, 8:20][:, :, ::-1])
+
+
+ALL = Augmentation(flip_and_turn=True, zoom=1.5, intensity=0.3, gamma=1.0, noise=0.1)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_image_and_label_move_together(seed: int) -> None:
+    rng = np.random.default_rng(0)
+    target = np.repeat(np.repeat(rng.integers(0, 2, (1, 8, 8)), 8, 1), 8, 2).astype(np.float32)
+    known = np.ones_like(target)
+    moved = Augmentation(flip_and_turn=True, zoom=1.5, intensity=0, gamma=0, noise=0)
+    image, label, seen = augment(np.repeat(target, 3, 0), target, known, moved, np.random.default_rng(seed))
+    apart = np.abs(image[1] - label[0])[seen[0] == 1]
+    assert apart.max() <= 0.75 + 1e-6, "bilinear and nearest differ by less than a pixel"
+    assert image.dtype == label.dtype == seen.dtype == np.float32
+
+
+def test_augmentation_is_a_pure_function_of_its_generator() -> None:
+    crop = np.random.default_rng(1).random((3, 32, 32), np.float32)
+    label = np.ones((1, 32, 32), np.float32)
+    first, second, third = (augment(crop, label, label, ALL, np.random.default_rng(s))[0] for s in (5, 5, 6))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, third)
+    assert np.isfinite(first).all()

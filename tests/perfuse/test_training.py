@@ -1,0 +1,216 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from perfuse import storage
+from perfuse.bundle import Bundle
+from perfuse.catalog import Scan
+from perfuse.errors import PerfuseError, RecipeError, ScanError
+from perfuse.models import build
+from perfuse.recipes import load_recipe
+from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job, train, train_local
+from perfuse.training.validation import VOXELS, middle
+
+TINY = [
+    "network.encoder=tu-test_resnet",
+    "network.decoder_channels=16,16,8,8,8",
+    "network.planes=1",
+    "crop=32",
+    "batch=4",
+    "tile=64",
+    "warmup_steps=2",
+    "validation=v",
+    "steps=6",
+    "validate_every=3",
+    "checkpoint_every=2",
+]
+SHAPE = (32, 48, 40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small are slower on more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_scan, tubes) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    for seed, specimen in enumerate("av"):
+        image, mask = tubes(seed, SHAPE)
+        make_scan(folder, specimen, image, {"human": mask})
+    return folder
+
+
+def _job(folder: Path, storage_url: Path, *settings: str) -> TrainingJob:
+    return plan_job(load_recipe("quickstart", [*TINY, *settings]), str(folder), str(storage_url))
+
+
+class Reports(dict[int, dict[str, float]]):
+    def __call__(self, step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
+        self[step] = metrics
+        self.pictures = pictures
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory) -> tuple[TrainingJob, Reports, Bundle]:
+    job, reports = _job(folder, tmp_path_factory.mktemp("runs")), Reports()
+    train_local(job, reports)
+    return job, reports, finished_bundle(job)
+
+
+def test_a_job_learns_validates_and_ends_as_a_bundle(undisturbed) -> None:
+    job, reports, bundle = undisturbed
+    assert is_finished(job)
+    assert sorted(reports) == [3, 6]
+    for metrics in reports.values():
+        assert {"loss", "bce", "dice_loss", "learning_rate", "val_dice", "val_surface_dice", "val_threshold"} <= set(
+            metrics
+        )
+        assert all(np.isfinite(v) for v in metrics.values())
+        assert 0 <= metrics["val_surface_dice"] <= 1
+    assert reports.pictures["v"].startswith(b"\x89PNG")
+    build(bundle.contract.forward.network).load_state_dict(bundle.weights)
+    assert bundle.contract.forward.voxel_size_um == (50 / 1.5, 75)
+    assert bundle.lineage["key"] == job.key
+    assert [s["specimen"] for s in bundle.lineage["train"]] == ["a"]
+    assert bundle.lineage["train"][0]["scan_digest"] == Scan.open(job.train[0].url).info.digest
+    json.dumps(bundle.lineage)
+
+
+def test_a_finished_job_does_nothing_again(undisturbed) -> None:
+    job, _, bundle = undisturbed
+    again = Reports()
+    train_local(job, again)
+    assert not again
+    assert finished_bundle(job).digest() == bundle.digest()
+
+
+def test_the_same_job_gives_the_same_network(undisturbed, folder, tmp_path) -> None:
+    job = _job(folder, tmp_path)
+    train_local(job, Reports())
+    assert finished_bundle(job).digest() == undisturbed[2].digest()
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from perfuse.training import TrainingJob, train_local
+torch.set_num_threads(1)
+train_local(TrainingJob.model_validate_json(Path(sys.argv[1]).read_text()), lambda *report: None)
+"""
+
+
+def test_after_kill_9_the_same_job_goes_on_to_the_same_network(folder, tmp_path) -> None:
+    job = _job(folder, tmp_path / "killed", "steps=60", "validate_every=60", "checkpoint_every=2")
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "job.json")])
+    latest = Path(job.folder) / "latest.json"
+    deadline = time.monotonic() + 120
+    while not latest.exists():
+        assert child.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    reached = json.loads(latest.read_text())["step"]
+    assert 0 < reached < 60, "it was to be killed in the middle"
+    with pytest.raises(RecipeError, match="not finished"):
+        finished_bundle(job)
+
+    steps = Reports()
+    train_local(job, steps)
+    assert min(steps) > reached, "it went on, and did not begin anew"
+    whole = _job(folder, tmp_path / "whole", "steps=60", "validate_every=60", "checkpoint_every=60")
+    train_local(whole, Reports())
+    killed_weights, whole_weights = finished_bundle(job).weights, finished_bundle(whole).weights
+    for name, value in whole_weights.items():
+        torch.testing.assert_close(killed_weights[name], value, rtol=0, atol=0)
+
+
+def test_the_checkpoint_of_a_dead_write_is_never_the_latest(undisturbed, folder, tmp_path) -> None:
+    job = _job(folder, tmp_path)
+    (tmp_path / job.key[:16]).mkdir()
+    (tmp_path / job.key[:16] / ".step-0000004.pt.partial").write_bytes(b"torn")
+    train_local(job, Reports())
+    assert is_finished(job)
+
+
+def test_a_damaged_checkpoint_is_named(folder, tmp_path) -> None:
+    job = _job(folder, tmp_path, "steps=1", "validate_every=1")
+    train_local(job, Reports())
+    file = Path(job.folder) / storage.read_json(storage.join(job.folder, "latest.json"))["file"]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(PerfuseError, match="damaged"):
+        finished_bundle(job)
+
+
+def test_only_the_latest_checkpoint_is_kept(undisturbed) -> None:
+    job = undisturbed[0]
+    assert sorted(p.name for p in Path(job.folder).iterdir()) == ["latest.json", "step-0000006.pt"]
+
+
+def test_learning_lifts_the_score(folder, tmp_path) -> None:
+    reports = Reports()
+    train_local(
+        _job(folder, tmp_path, "steps=60", "validate_every=60", "crop=64", "learning_rate=3e-3", "ema_decay=0.9"),
+        reports,
+    )
+    assert reports[60]["val_dice"] > 0.8
+
+
+def test_rank_0_alone_validates_and_saves(folder, tmp_path) -> None:
+    from perfuse import sampling
+
+    job, reports = _job(folder, tmp_path), Reports()
+
+    def feed(first: int):
+        return (b for row in sampling.rows(job, 1, 2, first) for b in sampling.cut(job, row))
+
+    train(job, feed, rank=1, report=reports)
+    assert sorted(reports) == [3, 6]
+    assert not any(key.startswith("val") for key in reports[6])
+    assert not Path(job.folder).exists()
+
+
+def test_the_key_is_of_recipe_voxels_and_labels_not_of_the_place(folder, tmp_path, make_scan, tubes) -> None:
+    for seed, specimen in enumerate("av"):
+        image, mask = tubes(seed, SHAPE)
+        make_scan(tmp_path / "same", specimen, image, {"human": mask})
+        make_scan(tmp_path / "other", specimen, image, {"human": mask[::-1].copy()})
+    key = _job(folder, tmp_path).key
+    assert _job(tmp_path / "same", tmp_path / "elsewhere").key == key
+    assert _job(tmp_path / "other", tmp_path).key != key
+    assert _job(folder, tmp_path, "seed=1").key != key
+
+
+def test_validation_by_a_sparse_label_is_refused(tmp_path, make_scan, tubes) -> None:
+    for seed, specimen in enumerate("av"):
+        image, mask = tubes(seed, SHAPE)
+        make_scan(tmp_path, specimen, image, {"human": mask}, kind="sparse", coverage=0.6)
+    with pytest.raises(RecipeError, match=r"dense.*sparse"):
+        _job(tmp_path, tmp_path)
+
+
+def test_no_scans_is_an_error(tmp_path) -> None:
+    with pytest.raises(ScanError, match="No complete scans"):
+        _job(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(15, 512, 512), (4000, 4000, 4000), (10, 10, 10)])
+def test_the_box_of_validation_is_bounded_and_central(shape) -> None:
+    box = middle(shape)
+    assert 0 < np.prod(box.shape) <= VOXELS
+    assert all(abs(a - (n - b)) <= 1 for a, b, n in zip(box.start, box.stop, shape, strict=True))

@@ -108,7 +108,7 @@ class Pass:
         return b"".join(self._pool.map(lambda box: digest(slab.level, box), shards))
 
     def _write(self, level: int, box: Box, voxels: Planes) -> bytes:
-        self.arrays[level][box.slices] = voxels
+        volumes.write_shards(self.arrays[level], box, voxels)
         return self._stored(level, box)
 
     def _stored(self, level: int, box: Box) -> bytes:

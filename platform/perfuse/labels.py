@@ -66,7 +66,7 @@ class LabelWriter:
 
     def write(self, task: int, block: Mask) -> None:
         """Write the shard that a task owns, whole; then its done-mark."""
-        self.arrays[0][self.tasks[task].slices] = block
+        volumes.write_shards(self.arrays[0], self.tasks[task], block)
         self._marks.mark(task, self._stored(task))
 
     def finish(self, info: Callable[[float, str], LabelInfo]) -> LabelInfo:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from perfuse import storage
@@ -179,9 +180,8 @@ def fill_coarser(arrays: list[zarr.Array[Any]], levels: list[Level], reduce: Red
     """Compute levels 1…n from stored level 0, one shard at a time."""
     for above, below, level in zip(arrays[:-1], arrays[1:], levels[1:], strict=True):
         for box in blocks(index3(below.shape), index3(below.shards or below.chunks)):
-            below[box.slices] = halve(
-                np.asarray(above[_source_box(box, level, above).slices]), level.factor_zyx, reduce
-            )
+            source = np.asarray(above[_source_box(box, level, above).slices])
+            write_shards(below, box, halve(source, level.factor_zyx, reduce))
 
 
 def _source_box(box: Box, level: Level, above: zarr.Array[Any]) -> Box:
@@ -197,6 +197,16 @@ def shard_keys(array: zarr.Array[Any], box: Box) -> list[str]:
     return [f"c/{i}/{j}/{k}" for i in ranges[0] for j in ranges[1] for k in ranges[2]]
 
 
+def write_shards(array: zarr.Array[Any], box: Box, voxels: Voxels) -> None:
+    """Write the shards that `box` covers, whole, whatever stood there.
+
+    Zarr reads a shard that reaches beyond the volume before it writes it, and fails where it is torn: so it goes first.
+    """
+    for key in shard_keys(array, box):
+        sync((array.store_path / key).delete())
+    array[box.slices] = voxels
+
+
 def stored_digest(array_url: str, array: zarr.Array[Any], box: Box) -> bytes:
     """SHA-256 over the stored bytes of the shards that meet `box`; an omitted shard counts as empty bytes. 32 bytes."""
     parts = []
@@ -206,6 +216,16 @@ def stored_digest(array_url: str, array: zarr.Array[Any], box: Box) -> bytes:
         except FileNotFoundError:
             parts.append(b"")
     return bytes.fromhex(storage.digest_bytes(*parts))
+
+
+def write_shards(array_url: str, array: zarr.Array[Any], box: Box, voxels: Voxels) -> None:
+    """Write whole shards: what was stored before is removed unread, for it may be torn."""
+    with storage.reaching(array_url):
+        files = storage.filesystem(array_url)
+        for key in shard_keys(array, box):
+            if files.exists(storage.join(array_url, key)):
+                files.rm_file(storage.join(array_url, key))
+    array[box.slices] = voxels
 
 
 class DoneMarks:

@@ -43,7 +43,9 @@ def assert_same_pyramid(scan_url: Path, volume: Volume, voxel_size_um: tuple[flo
         np.testing.assert_array_equal(group[str(level)][:], voxels, err_msg=f"level {level}")  # type: ignore[index]
 
 
-def test_a_deep_stack_is_stored_exactly(tmp_path: Path, stack_folder: StackFolder, noise: Callable[..., Volume]) -> None:
+def test_a_deep_stack_is_stored_exactly(
+    tmp_path: Path, stack_folder: StackFolder, noise: Callable[..., Volume]
+) -> None:
     volume = noise((197, 83, 131))
     info = ingest(str(stack_folder(tmp_path / "s", volume)), str(tmp_path / "k1.ome.zarr"), **ABOUT)
     assert info.shape_zyx == (197, 83, 131)
@@ -102,9 +104,7 @@ def test_any_shape_and_spacing_is_exact(
 ) -> None:
     folder, volume = tmp_path_factory.mktemp("any"), noise(shape, dtype)
     tifffile.imwrite(folder / "stack.tif", volume, photometric="minisblack", metadata=None)
-    ingest(
-        str(folder / "stack.tif"), str(folder / "s.ome.zarr"), voxel_size_um=voxel, specimen="s", organ="o"
-    )
+    ingest(str(folder / "stack.tif"), str(folder / "s.ome.zarr"), voxel_size_um=voxel, specimen="s", organ="o")
     assert_same_pyramid(folder / "s.ome.zarr", volume, voxel)
     assert damaged(str(folder / "s.ome.zarr"))[1] == []
 
@@ -188,9 +188,7 @@ def test_a_foreign_folder_is_never_overwritten(
         ingest(source, str(tmp_path / "scan"), **ABOUT)
 
 
-def test_verify_names_the_wrong_shards(
-    tmp_path: Path, stack_folder: StackFolder, noise: Callable[..., Volume]
-) -> None:
+def test_verify_names_the_wrong_shards(tmp_path: Path, stack_folder: StackFolder, noise: Callable[..., Volume]) -> None:
     url = tmp_path / "k1.ome.zarr"
     ingest(str(stack_folder(tmp_path / "s", noise((70, 600, 70)))), str(url), **ABOUT)
     checked, wrong = damaged(str(url))

@@ -1,0 +1,149 @@
+"""Killed anywhere, an ingest goes on where it stopped, and ends with the bytes of one that was never disturbed."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perfuse.catalog import Scan
+from perfuse.errors import BusyError, ScanError
+from perfuse.locks import writing
+from perfuse.verify import damaged
+from perfuse_ingest import stack as stacks
+from perfuse_ingest.ingest import ingest
+
+Volume = np.ndarray[Any, Any]
+Bytes = Callable[[Path], dict[str, str]]
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+DEPTH = 330
+
+
+@pytest.fixture
+def source(tmp_path: Path, stack_folder: Callable[..., Path], noise: Callable[..., Volume]) -> Path:
+    return stack_folder(tmp_path / "slices", noise((DEPTH, 70, 90)))
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, source: Path, stored_bytes: Bytes) -> dict[str, str]:
+    ingest(str(source), str(tmp_path / "whole" / "k1.ome.zarr"), **ABOUT)
+    return stored_bytes(tmp_path / "whole" / "k1.ome.zarr")
+
+
+def reads_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
+    """Slices that are decoded from now on; decoding one of them fails as a disk does."""
+    decoded: list[int] = []
+    real = stacks.read
+
+    def read(one: Any, index: int) -> Any:
+        if index == fail_at:
+            raise OSError("the disk is gone")
+        decoded.append(index)
+        return real(one, index)
+
+    monkeypatch.setattr(stacks, "read", read)
+    return decoded
+
+
+@pytest.mark.parametrize("fail_at", [3, 130, 329])
+def test_a_failed_ingest_resumes(
+    tmp_path: Path,
+    source: Path,
+    undisturbed: dict[str, str],
+    stored_bytes: Bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    fail_at: int,
+) -> None:
+    url = tmp_path / "k1.ome.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(stacks.Stack, "identity", stacks.open_stack(str(source)).identity)
+        reads_of(patch, fail_at)
+        with pytest.raises(OSError, match="the disk is gone"):
+            ingest(str(source), str(url), **ABOUT)
+    with pytest.raises(ScanError, match="run the same `perfuse ingest` again"):
+        Scan.open(str(url))
+    ingest(str(source), str(url), **ABOUT)
+    assert stored_bytes(url) == undisturbed
+
+
+def test_only_what_was_lost_is_decoded_again(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "whole" / "k1.ome.zarr"
+    monkeypatch.setattr(stacks.Stack, "identity", stacks.open_stack(str(source)).identity)
+    unfinish(url)
+    (url / "0/c/2/0/0").write_bytes(b"torn")
+    (url / "1/c/0/0/0").unlink()
+    decoded = reads_of(monkeypatch)
+    ingest(str(source), str(url), **ABOUT)
+    assert sorted(decoded) == list(range(128, 192)), "slab 2, once; what level 1 lacks comes from stored halves"
+    assert stored_bytes(url) == undisturbed
+
+
+def unfinish(url: Path) -> None:
+    """As a scan is just before its last step."""
+    import zarr
+
+    del zarr.open_group(url, mode="r+").attrs["perfuse"]
+
+
+def test_an_unfinished_ingest_of_something_else_is_begun_anew(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes
+) -> None:
+    url = tmp_path / "k1.ome.zarr"
+    ingest(str(source), str(url), **{**ABOUT, "voxel_size_um": (25, 50, 50)})
+    unfinish(url)
+    ingest(str(source), str(url), **ABOUT)
+    assert stored_bytes(url) == undisturbed
+
+
+def test_kill_9_in_the_middle(tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes) -> None:
+    url = tmp_path / "k1.ome.zarr"
+    script = (
+        "import time\nfrom perfuse_ingest import tiff, stack\nfrom perfuse_ingest.ingest import ingest\n"
+        "real = stack.read\n"
+        "def slowly(one, index):\n    time.sleep(0.01)\n    return real(one, index)\n"
+        "stack.read = slowly\n"
+        f"ingest({str(source)!r}, {str(url)!r}, voxel_size_um=(50, 50, 50), specimen='k1', organ='kidney')\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    marks = url / "perfuse/done/0/c"
+    deadline = time.monotonic() + 120
+    while not (marks.exists() and any(marks.rglob("0"))) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    with pytest.raises(BusyError, match="Another process is writing"):
+        ingest(str(source), str(url), **ABOUT)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "it was to die in the middle"
+    done = [p for p in marks.rglob("0") if p.is_file()]
+    assert 0 < len(done) < 6
+    ingest(str(source), str(url), **ABOUT)
+    found = {name: digest for name, digest in stored_bytes(url).items() if not name.endswith(".partial")}
+    assert found == undisturbed
+    assert damaged(str(url))[1] == []
+
+
+def test_two_do_not_write_one_scan(tmp_path: Path, source: Path) -> None:
+    url = str(tmp_path / "k1.ome.zarr")
+    with writing(url), pytest.raises(BusyError, match="Another process is writing"):
+        ingest(str(source), url, **ABOUT)
+
+
+def test_memory_does_not_grow_with_depth(tmp_path: Path, stack_folder: Callable[..., Path]) -> None:
+    import tracemalloc
+
+    peaks = []
+    for depth in (256, 1280):
+        volume = np.random.default_rng(0).integers(0, 4000, (depth, 96, 96), dtype=np.uint16)
+        folder = stack_folder(tmp_path / str(depth), volume)
+        del volume
+        tracemalloc.start()
+        ingest(str(folder), str(tmp_path / f"{depth}.ome.zarr"), **ABOUT)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0], f"{peaks} bytes for 256 and 1,280 slices"

@@ -218,16 +218,6 @@ def stored_digest(array_url: str, array: zarr.Array[Any], box: Box) -> bytes:
     return bytes.fromhex(storage.digest_bytes(*parts))
 
 
-def write_shards(array_url: str, array: zarr.Array[Any], box: Box, voxels: Voxels) -> None:
-    """Write whole shards: what was stored before is removed unread, for it may be torn."""
-    with storage.reaching(array_url):
-        files = storage.filesystem(array_url)
-        for key in shard_keys(array, box):
-            if files.exists(storage.join(array_url, key)):
-                files.rm_file(storage.join(array_url, key))
-    array[box.slices] = voxels
-
-
 class DoneMarks:
     """A row of 32-byte digests a task, one digest a shard, in a Zarr array `[task, 32 · shards]`; zeros: not done.
 

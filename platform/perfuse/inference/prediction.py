@@ -203,7 +203,7 @@ class Scratch:
                 whole = np.concatenate(band, axis=1)
                 take = min(unit, held)
                 box = self._box(planes, (first, first + take))
-                self.array[box.slices] = np.moveaxis(whole[:, :take], 0, self.axis)
+                volumes.write_shards(self.array, box, np.moveaxis(whole[:, :take], 0, self.axis))
                 band, first, held = [whole[:, take:]], first + take, held - take
         self._marks.mark(task, self._digest(task))
 

@@ -14,7 +14,7 @@ from perfuse import sampling, storage
 from perfuse.errors import PerfuseError
 from perfuse.training import TrainingJob
 from perfuse.training.engine import Report, train
-from perfuse_jobs.session import WORKER_CPUS, connect
+from perfuse_jobs.session import WORKER_CPUS, connect, quieten
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
@@ -134,6 +134,7 @@ def run_rank(config: dict[str, Any]) -> None:
 
 def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:
     """A rank's batches, in order, from its own Ray Data pipeline: descriptors of groups of steps in, steps out."""
+    quieten()
     import ray.data
     from ray.data import TaskPoolStrategy
 
@@ -145,7 +146,11 @@ def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterato
     if not rows:
         return
     steps = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
-        _cut, fn_kwargs={"job": job.model_dump_json()}, batch_size=1, num_cpus=CUTTER_CPUS, compute=TaskPoolStrategy(size=CUTTERS)
+        _cut,
+        fn_kwargs={"job": job.model_dump_json()},
+        batch_size=1,
+        num_cpus=CUTTER_CPUS,
+        compute=TaskPoolStrategy(size=CUTTERS),
     )
     for batch in steps.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
         yield {name: values[0] for name, values in batch.items()}

@@ -20,22 +20,28 @@ def connect(workers: int = 1) -> None:
     The cluster of a submitted job or of RAY_ADDRESS is used; ServerError when it does not answer. Otherwise Ray starts
     in this process, on the loopback, without dashboard, with logical CPUs for `workers` beside Ray Data.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quieten()
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(**_options(workers))
+        ray.init(**_options(workers))
     except ConnectionError as error:
         raise ServerError(
             f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}. Start it (`ray start --head`), "
             "correct the address, or unset RAY_ADDRESS to run Ray in this process."
         ) from error
+
+
+def quieten() -> None:
+    """No usage reports; no progress of Ray's beside ours; no warnings of Ray's about its own defaults."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for logger in ("ray.data", "ray.train"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"ray\.")
 
 
 def on_cluster() -> bool:

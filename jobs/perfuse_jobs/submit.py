@@ -41,7 +41,7 @@ def submit(words: Sequence[str], *, address: str | None = None, wait: bool = Tru
     with jobs_client(address) as client:
         job = start(client, shlex.join(["python", "-m", "perfuse.cli", *words]))
         say(f"Job {job}: perfuse {shlex.join(words)}")
-        return _follow(client, job) if wait else 0
+        return follow(client, job) if wait else 0
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -123,7 +123,8 @@ def passed_on() -> dict[str, str]:
     return {name: value for name, value in settings.items() if name not in secret}
 
 
-def _follow(client: "JobSubmissionClient", job: str) -> int:
+def follow(client: "JobSubmissionClient", job: str) -> int:
+    """Print a job's log as it comes; returns the job's exit code. Ctrl-C leaves the job running and says so."""
     try:
         asyncio.run(_print_log(client, job))
     except KeyboardInterrupt:

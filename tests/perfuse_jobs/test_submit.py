@@ -1,0 +1,131 @@
+"""A job runs the submitter's own code, and carries no secret."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+
+from perfuse.errors import PerfuseError, ServerError
+from perfuse_jobs import submit
+
+STACK = Path(__file__).parents[2] / "infra" / "local" / "stack.py"
+
+
+def test_the_staged_folder_is_an_installation(tmp_path: Path) -> None:
+    submit.stage(tmp_path)
+    probe = (
+        "import importlib, json, sys; from importlib.metadata import entry_points;"
+        f"names = {submit.PACKAGES};"
+        "assert all(importlib.import_module(n).__file__.startswith(sys.path[0]) for n in names), sys.path;"
+        "print(sorted(e.name for e in entry_points(group='perfuse.commands')))"
+    )
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {probe}"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    assert found.stdout.strip() == "['ingest', 'jobs', 'serving']"
+    (about,) = tmp_path.glob("*.dist-info")
+    assert PathDistribution(about).metadata["Name"] == "perfuse"
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_settings_travel_and_passwords_do_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERFUSE_STORAGE", "s3://bucket/runs")
+    monkeypatch.delenv("PERFUSE_WORKDIR", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@mlflow:5000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame")
+    assert submit.passed_on() == {"PERFUSE_STORAGE": "s3://bucket/runs"}
+    said = capsys.readouterr().err
+    assert "MLFLOW_TRACKING_URI holds a password" in said
+    assert "sesame" not in said
+
+
+def test_a_relative_path_is_refused_and_an_absolute_one_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans" / "a").mkdir(parents=True)
+    with pytest.raises(PerfuseError, match="scans/a is relative"):
+        submit.check_words(["scan", "show", "scans/a"])
+    submit.check_words(["scan", "show", str(tmp_path / "scans" / "a")])
+    assert "path on this machine" in capsys.readouterr().err
+    submit.check_words(["train", "quickstart", "--data", "s3://bucket/scans"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense"])
+def test_a_cluster_that_is_away_is_named(address: str) -> None:
+    with pytest.raises(ServerError, match=f"No Ray cluster answers at {address}"):
+        submit.submit(["scan", "ls", "s3://bucket/scans"], address=address)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A Ray cluster of two nodes, and the environment of its clients."""
+    with tempfile.TemporaryDirectory(prefix="perfuse-", dir="/tmp") as folder:
+        words = [sys.executable, str(STACK)]
+        try:
+            up = subprocess.run([*words, "up", "ray", "--dir", folder], capture_output=True, text=True, check=False)
+            assert up.returncode == 0, up.stderr
+            yield dict(line.split("=", 1) for line in (Path(folder) / "stack.env").read_text().splitlines())
+        finally:
+            subprocess.run([*words, "down", "--dir", folder], check=True, capture_output=True)
+
+
+def run(cluster: dict[str, str], *words: str, **overrides: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python as a client of the cluster: a process of its own, for Ray reads the token once a process."""
+    env = {**os.environ, **cluster, **overrides}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+PROBE = """python -c "
+import ray, perfuse
+ray.init(log_to_driver=False)
+@ray.remote(num_cpus=3)
+def where():
+    import time, perfuse, perfuse_ingest
+    time.sleep(1)
+    return perfuse.__file__, perfuse_ingest.__file__
+for place in [perfuse.__file__, *sum(ray.get([where.remote(), where.remote()]), ())]:
+    print('runtime_resources' in place and 'working_dir_files' in place)
+" """
+
+
+SUBMIT_PROBE = """
+import sys
+from perfuse_jobs.submit import follow, jobs_client, start
+with jobs_client() as client:
+    sys.exit(follow(client, start(client, sys.argv[1])))
+"""
+
+
+def test_driver_and_workers_of_a_job_run_the_shipped_code(cluster: dict[str, str]) -> None:
+    ended = run(cluster, "-c", SUBMIT_PROBE, PROBE)
+    lines = ended.stdout.splitlines()
+    assert ended.returncode == 0, ended.stderr
+    assert (lines.count("True"), lines.count("False")) == (5, 0)
+
+
+def test_a_submitted_verb_ends_as_it_would_here(cluster: dict[str, str]) -> None:
+    ended = run(cluster, "-m", "perfuse.cli", "submit", "--", "scan", "show", "/no/such/scan.ome.zarr", "--json")
+    assert ended.returncode == 2
+    assert "Error: /no/such/scan.ome.zarr is not a Zarr group" in ended.stdout
+
+
+def test_a_job_that_nobody_waits_for_is_named(cluster: dict[str, str]) -> None:
+    ended = run(cluster, "-m", "perfuse.cli", "submit", "--no-wait", "--", "--version")
+    assert ended.returncode == 0
+    assert "perfuse --version" in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_a_wrong_token_is_refused(cluster: dict[str, str]) -> None:
+    ended = run(cluster, "-m", "perfuse.cli", "submit", "--", "--version", RAY_AUTH_TOKEN="0" * 64)
+    assert ended.returncode == 2
+    assert "refuses the token" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,120 @@
+"""From recipe to challenger, through deaths of workers and of the driver."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from perfuse import tracking
+from perfuse.catalog import Scan
+from perfuse.errors import ServerError
+from perfuse.recipes import Recipe
+from perfuse.registry import load_bundle, scores_of
+from perfuse.training import TrainingJob, plan_job
+from perfuse.training.checkpoints import latest_step
+from perfuse_jobs import distributed
+
+
+@pytest.fixture
+def job(tiny: Recipe, scans: Path, workdir: Path) -> TrainingJob:
+    return plan_job(tiny, str(scans), str(workdir / "runs"))
+
+
+def only_run() -> Any:
+    client = tracking.client()
+    (run,) = client.search_runs([tracking.experiment_id()])
+    return run
+
+
+def steps_of(run: Any, metric: str) -> list[int]:
+    return [m.step for m in tracking.client().get_metric_history(run.info.run_id, metric)]
+
+
+def artifacts(run: Any, folder: str = "") -> list[str]:
+    return [item.path for item in tracking.client().list_artifacts(run.info.run_id, folder)]
+
+
+def test_two_workers_make_a_challenger_and_the_same_command_makes_no_other(
+    verb: Any, scans: Path, job: TrainingJob, tiny_settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "quickstart", "--data", scans, "--name", "tubes", *tiny_settings, "--workers", "2", "--json"]
+    uri = verb(*words)
+    assert json.loads(capsys.readouterr().out) == {"model": uri} == {"model": "models:/tubes/1"}
+
+    bundle, run = load_bundle("models:/tubes@challenger"), only_run()
+    assert bundle.lineage["key"] == job.key
+    assert run.info.status == "FINISHED"
+    assert run.data.params["recipe.network.encoder"] == "tu-test_resnet"
+    assert steps_of(run, "loss") == [8, 10, 16, 20, 24]
+    assert steps_of(run, "val_surface_dice") == [8, 16, 24]
+    assert set(artifacts(run)) >= {"data.json", "threshold.json", "pictures"}
+    assert artifacts(run, "pictures/c") == [f"pictures/c/step-{s:06d}.png" for s in (8, 16, 24)]
+
+    label = Scan.open(str(scans / "c.ome.zarr")).label_info("tubes-selection")
+    assert label.model is not None
+    assert (label.model.uri, label.model.threshold) == (uri, bundle.contract.decision.threshold)
+    (score,) = scores_of("tubes", "1").values()
+    assert (score.kind, score.truth) == ("validation", "human")
+    assert run.data.metrics["threshold"] == score.threshold == bundle.contract.decision.threshold / 255
+
+    assert verb(*words) == uri
+    assert "nothing to do" in capsys.readouterr().err
+    assert only_run().info.end_time == run.info.end_time
+
+
+@pytest.mark.usefixtures("in_process_ray")
+def test_a_worker_that_is_killed_is_started_again_at_the_checkpoint(job: TrainingJob) -> None:
+    steps: list[int] = []
+
+    def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
+        if step == 8 and 8 not in steps:
+            os.kill(train_workers()[0], signal.SIGKILL)
+        steps.append(step)
+
+    distributed.train_on_ray(job, report, workers=2)
+    assert latest_step(job.folder) == 24
+    assert steps[-1] == 24
+    assert steps.count(24) == 1
+    assert 8 in steps
+
+
+def train_workers() -> list[int]:
+    children = psutil.Process().children(recursive=True)
+    return [p.pid for p in children if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def test_the_same_command_after_kill_9_goes_on_at_the_checkpoint(
+    scans: Path, job: TrainingJob, tiny_settings: list[str]
+) -> None:
+    words = [sys.executable, "-m", "perfuse.cli", "train", "quickstart", "--data", str(scans), *tiny_settings]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True) as killed:
+        deadline = time.monotonic() + 180
+        while latest_step(job.folder) < 8 and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        killed.kill()
+    at = latest_step(job.folder)
+    assert 8 <= at < 24
+    run = only_run()
+
+    again = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"Going on at step {at}" in again.stderr
+    assert again.stdout.strip() == "models:/quickstart/1"
+    assert only_run().info.run_id == run.info.run_id
+    assert steps_of(only_run(), "loss")[-1] == 24
+
+
+def test_an_mlflow_that_is_away_is_named(
+    verb: Any, scans: Path, workdir: Path, tiny_settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ServerError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
+        verb("train", "quickstart", "--data", scans, *tiny_settings, "--local")

@@ -35,13 +35,13 @@ def connect(workers: int = 1) -> None:
 
 
 def quieten() -> None:
-    """No usage reports; no progress of Ray's beside ours; no warnings of Ray's about its own defaults."""
+    """No usage reports; no progress of Ray's beside ours; no warnings of Ray's about its own doings; patience."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for logger in ("ray.data", "ray.train"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    for category in (DeprecationWarning, FutureWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"ray\.")
+    warnings.filterwarnings("ignore", module=r"ray\.")
 
 
 def on_cluster() -> bool:

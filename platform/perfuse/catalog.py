@@ -1,12 +1,12 @@
 """Scans as their users know them: specimen, donor, labels, coverage, validity; and splits by donor."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perfuse import storage, volumes
 from perfuse.errors import RecipeError, ScanError
@@ -87,7 +87,7 @@ class Scan:
                 f"{url} is not a complete perfuse scan: its metadata has no finished `perfuse` summary. If an ingest "
                 "was interrupted, run the same `perfuse ingest` again: it resumes."
             )
-        return cls(url, group, ScanInfo.model_validate(summary))
+        return cls(url, group, _validated(ScanInfo, summary, url))
 
     @property
     def shape_zyx(self) -> Index3:
@@ -112,7 +112,7 @@ class Scan:
         for name, child in _group(self.group, "labels").groups():
             summary = child.attrs.get("perfuse")
             if isinstance(summary, dict) and summary.get("complete") is True:
-                found[name] = LabelInfo.model_validate(summary)
+                found[name] = _validated(LabelInfo, summary, f"{self.url}/labels/{name}")
         return dict(sorted(found.items()))
 
     def label_info(self, name: str) -> LabelInfo:
@@ -161,6 +161,19 @@ class Scan:
             return np.zeros(box.shape, np.bool_)
         outside: npt.NDArray[np.bool_] = np.asarray(self.label(ORGAN)[box.slices]) == 0
         return outside
+
+
+Summary = TypeVar("Summary", bound=BaseModel)
+
+
+def _validated(kind: type[Summary], summary: dict[str, Any], where: str) -> Summary:
+    try:
+        return kind.model_validate(summary)
+    except ValidationError as error:
+        raise ScanError(
+            f"The summary of {where} is not one that this version of perfuse reads: {error.errors()[0]['msg']} "
+            f"({'.'.join(map(str, error.errors()[0]['loc']))}). Use the version that made it, or make it again."
+        ) from error
 
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:

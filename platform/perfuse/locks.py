@@ -62,23 +62,14 @@ def _lease(lock_url: str) -> Iterator[None]:
 
 
 def _take(lock_url: str, owner: str) -> None:
-    if _created(lock_url, owner):
+    if storage.create_bytes(lock_url, _lease_bytes(owner)):
         return
     _drop_abandoned(lock_url)
-    if _created(lock_url, owner):
+    if storage.create_bytes(lock_url, _lease_bytes(owner)):
         time.sleep(SETTLE_S)
         if _owner(lock_url) == owner:
             return
     raise BusyError(f"Another process has just taken {lock_url}. Wait for it, then try again.")
-
-
-def _created(lock_url: str, owner: str) -> bool:
-    try:
-        with storage.reaching(lock_url):
-            storage.filesystem(lock_url).pipe_file(lock_url, _lease_bytes(owner), mode="create")
-    except FileExistsError:
-        return False
-    return True
 
 
 def _lease_bytes(owner: str) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,21 @@ def write_bytes(url: str, data: bytes) -> None:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(data)
         partial.replace(path)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Write a whole small file unless one is there; False when one is. Of several who try at once, one succeeds."""
+    with reaching(url):
+        try:
+            filesystem(url).pipe_file(url, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            response = getattr(error.__cause__, "response", None) or {}
+            if response.get("ResponseMetadata", {}).get("HTTPStatusCode") != HTTPStatus.PRECONDITION_FAILED:
+                raise
+            return False
+    return True
 
 
 def read_json(url: str) -> Any:

@@ -45,8 +45,7 @@ def open_group(
     """
     with storage.reaching(url):
         try:
-            new = mode in ("a", "w")
-            return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3 if new else None, attributes=attributes)
+            return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3, attributes=attributes)
         except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
             raise ScanError(f"{url} is not a Zarr group. Give the URL of a scan, e.g. data/kidney.ome.zarr.") from error
 

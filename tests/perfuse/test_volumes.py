@@ -1,5 +1,6 @@
 """Levels, halves, shards and done-marks."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_a_pyramid_ends_and_its_first_voxels_lie_between_those_they_cover(
 ) -> None:
     levels = volumes.pyramid_levels(shape, size)
     assert max(levels[-1].shape_zyx) <= volumes.COARSEST
-    for above, level in zip(levels[:-1], levels[1:], strict=True):
+    for above, level in pairwise(levels):
         assert 2 in level.factor_zyx
         for axis in range(3):
             factor = level.factor_zyx[axis]

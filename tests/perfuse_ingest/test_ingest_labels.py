@@ -147,9 +147,10 @@ def test_a_killed_label_resumes(
     def stop(self: LabelWriter, info: Callable[..., LabelInfo]) -> LabelInfo:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(LabelWriter, "finish", stop)
-        add_labels(scan_url, source, name="human")
+        with pytest.raises(KeyboardInterrupt):
+            add_labels(scan_url, source, name="human")
     assert Scan.open(scan_url).labels() == {}
     (Path(scan_url) / "labels/human/0/c/1/0/0").write_bytes(b"torn")
     add_labels(scan_url, source, name="human")

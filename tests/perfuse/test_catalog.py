@@ -1,0 +1,141 @@
+"""Scans, their labels and what is known of them; splits that never divide a donor."""
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfuse.catalog import LabelInfo, Scan, ScanInfo, find_scans, preferred_label, split_by_donor
+from perfuse.errors import RecipeError, ScanError
+from perfuse.geometry import Box
+
+MakeScan = Callable[..., Scan]
+SHAPE = (12, 20, 16)
+WHOLE = Box.whole(SHAPE)
+
+
+def voxels(seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 500, SHAPE).astype(np.uint16)
+
+
+def mask(seed: int = 0) -> Any:
+    return (np.random.default_rng(seed).random(SHAPE) < 0.2) * np.uint8(255)
+
+
+def test_percentiles_are_exact(tmp_path: Path, make_scan: MakeScan) -> None:
+    image = voxels()
+    scan = make_scan(tmp_path, "k1", image, {})
+    for percent in (0.5, 50, 99.5):
+        assert scan.percentile(percent) == np.percentile(image, percent, method="inverted_cdf")
+
+
+def test_sparse_labels_are_unknown_outside_marks_and_organ(tmp_path: Path, make_scan: MakeScan) -> None:
+    marked, organ = mask(1), np.zeros(SHAPE, np.uint8)
+    organ[:, 5:15, 4:12] = 255
+    scan = make_scan(tmp_path, "k1", voxels(), {"human": marked}, kind="sparse", coverage=0.65)
+    np.testing.assert_array_equal(scan.read_known("human", WHOLE), marked > 0)
+    scan = make_scan(tmp_path, "k2", voxels(), {"human": marked, "organ": organ}, kind="sparse", coverage=0.65)
+    box = Box((2, 3, 1), (9, 18, 14))
+    known = (marked > 0) | (organ == 0)
+    np.testing.assert_array_equal(scan.read_known("human", box), known[box.slices])
+    np.testing.assert_array_equal(scan.read_known("human", box, marked[box.slices]), known[box.slices])
+
+
+def test_a_label_of_a_part_is_unknown_elsewhere(tmp_path: Path, make_scan: MakeScan) -> None:
+    scan = make_scan(tmp_path, "k1", voxels(), {"part": mask()}, box=((2, 0, 3), (8, 20, 10)))
+    known = scan.read_known("part", WHOLE)
+    assert known[2:8, :, 3:10].all()
+    assert known.sum() == 6 * 20 * 7
+    assert not scan.read_known("part", Box((9, 0, 0), (12, 20, 16))).any()
+
+
+def test_what_is_no_scan_is_named(tmp_path: Path, make_scan: MakeScan) -> None:
+    with pytest.raises(ScanError, match="absent is not a Zarr group"):
+        Scan.open(str(tmp_path / "absent"))
+    zarr.create_group(tmp_path / "plain.ome.zarr")
+    with pytest.raises(ScanError, match="not a complete perfuse scan"):
+        Scan.open(str(tmp_path / "plain.ome.zarr"))
+    scan = make_scan(tmp_path, "k1", voxels(), {"human": mask()})
+    with pytest.raises(ScanError, match=r"no label 'humn'\. Its labels: human"):
+        scan.label("humn")
+    assert preferred_label(scan, ["round1", "human"]) == "human"
+    with pytest.raises(ScanError, match="has none of the labels round1"):
+        preferred_label(scan, ["round1"])
+
+
+def test_a_summary_of_another_version_is_an_error_with_a_sentence(tmp_path: Path, make_scan: MakeScan) -> None:
+    scan = make_scan(tmp_path, "k1", voxels(), {})
+    group = zarr.open_group(scan.url, mode="r+")
+    group.attrs["perfuse"] = {**scan.info.model_dump(mode="json"), "colour": "red"}
+    with pytest.raises(ScanError, match=r"not one that this version of perfuse reads.*colour"):
+        Scan.open(scan.url)
+
+
+def test_scans_are_found_and_unfinished_ones_are_not(tmp_path: Path, make_scan: MakeScan) -> None:
+    with pytest.raises(ScanError, match="No complete scans"):
+        find_scans(str(tmp_path))
+    for specimen in ("b", "a"):
+        make_scan(tmp_path, specimen, voxels(), {})
+    zarr.create_group(tmp_path / "c.ome.zarr")
+    (tmp_path / ".a.ome.zarr.scan.lock").touch()
+    assert [s.info.id for s in find_scans(str(tmp_path))] == ["a", "b"]
+
+
+class Known(Scan):
+    """A scan of which only the summaries matter."""
+
+    def __init__(self, specimen: str, donor: str, kind: str | None) -> None:
+        self.url = specimen
+        self.info = ScanInfo.model_construct(id=specimen, specimen=specimen, donor=donor, organ="kidney")
+        self.kind = kind
+
+    def labels(self) -> dict[str, LabelInfo]:
+        return {"human": LabelInfo.model_construct(name="human", kind=self.kind)} if self.kind else {}
+
+
+SCANS = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["dense", "sparse", None])), min_size=1, max_size=8).map(
+    lambda rows: [Known(f"s{i}", f"d{donor}", kind) for i, (donor, kind) in enumerate(rows)]
+)
+
+
+@given(SCANS, st.data())
+def test_no_donor_stands_on_two_sides(scans: list[Scan], data: st.DataObject) -> None:
+    names = st.lists(st.sampled_from([s.info.specimen for s in scans]), unique=True, max_size=3)
+    chosen = {side: data.draw(names) for side in ("train", "validation", "holdout")}
+    try:
+        split = split_by_donor(scans, labels=["human"], **chosen)
+    except RecipeError:
+        return
+    sides = [{s.info.donor for s in side} for side in (split.train, split.validation, split.holdout)]
+    assert sides[0]
+    assert sides[1]
+    assert all(a.isdisjoint(b) for a, b in combinations(sides, 2))
+    assert all("human" in s.labels() for s in (*split.train, *split.validation))
+
+
+def test_splits_explain_what_is_wrong() -> None:
+    scans: list[Scan] = [Known("k1", "anna", "dense"), Known("spleen1", "anna", "dense"), Known("k2", "ben", None)]
+    with pytest.raises(RecipeError, match=r"at least two donors.*found 1"):
+        split_by_donor(scans, labels=["human"])
+    with pytest.raises(RecipeError, match=r"Donor 'anna' .*two sides of the split"):
+        split_by_donor(scans, labels=["human"], train=["k1"], validation=["spleen1"])
+    with pytest.raises(RecipeError, match=r"No specimen 'k2' with one of the labels human. There are: k1, spleen1"):
+        split_by_donor(scans, labels=["human"], train=["k2"])
+    with pytest.raises(RecipeError, match=r"No specimen 'k9' here"):
+        split_by_donor(scans, labels=["human"], holdout=["k9"])
+
+
+def test_selection_falls_on_one_dense_donor_with_all_its_specimens() -> None:
+    scans: list[Scan] = [
+        *(Known("a", "anna", "dense"), Known("b", "ben", "dense"), Known("c", "ben", "dense")),
+        *(Known("d", "dora", "sparse"), Known("e", "eve", "dense")),
+    ]
+    split = split_by_donor(scans, labels=["human"], holdout=["e"])
+    assert [s.info.specimen for s in split.validation] == ["b", "c"]
+    assert [s.info.specimen for s in split.train] == ["a", "d"]

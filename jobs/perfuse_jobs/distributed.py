@@ -38,14 +38,25 @@ def train_on_ray(job: TrainingJob, report: Report, *, workers: int) -> None:
     from ray.util.queue import Empty, Queue
 
     reports = Queue(actor_options={"num_cpus": 0})
-    fitted = _fit_in_thread(_trainer(job, reports, workers))
+    try:
+        _follow(_fit_in_thread(_trainer(job, reports, workers)), reports, report, Empty)
+    finally:
+        reports.shutdown(force=True)
+
+
+def _follow(fitted: "Future[None]", reports: Any, report: Report, empty: type[Exception]) -> None:
+    refusal: PerfuseError | None = None
     while not (fitted.done() and reports.empty()):
         try:
-            report(*reports.get(timeout=0.5))
-        except Empty:
+            told = reports.get(timeout=0.5)
+        except empty:
             continue
-    reports.shutdown()
-    _raise_cause(fitted.exception())
+        if isinstance(told, PerfuseError):
+            refusal = told
+        else:
+            report(*told)
+    if error := fitted.exception():
+        raise refusal or error
 
 
 def _trainer(job: TrainingJob, reports: Any, workers: int) -> "TorchTrainer":
@@ -103,19 +114,8 @@ def _fit_in_thread(trainer: "TorchTrainer") -> "Future[None]":
     return fitted
 
 
-def _raise_cause(error: BaseException | None) -> None:
-    """Raise what a worker raised, rather than Ray's report of it, when it is meant for the user."""
-    if error is None:
-        return
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, PerfuseError):
-            raise cause
-    raise error
-
-
 def run_rank(config: dict[str, Any]) -> None:
-    """What each worker of Ray Train runs."""
+    """What each worker of Ray Train runs. An error that is meant for the user travels through the queue, unwrapped."""
     import ray.train
     import torch
     from ray.train.torch import prepare_model
@@ -129,7 +129,11 @@ def run_rank(config: dict[str, Any]) -> None:
         if rank == 0:
             config["reports"].put((step, metrics, pictures))
 
-    train(job, lambda first: batches(job, rank, world, first), rank=rank, report=report, wrap=prepare_model)
+    try:
+        train(job, lambda first: batches(job, rank, world, first), rank=rank, report=report, wrap=prepare_model)
+    except PerfuseError as error:
+        config["reports"].put(error)
+        raise
 
 
 def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.metrics.areas import CLASS_AREA, CLASSES, CODE_CLASS
-from perfuse.metrics.overlap import check_shapes
+from perfuse.metrics.areas import CLASSES, CODE_CLASS, area
+from perfuse.metrics.overlap import check_shapes, mask_bytes
 
 LEVELS = 256
 PLATEAU_DROP = 0.01
@@ -34,7 +34,8 @@ class CurveCounts:
     truth_cubes: Counts = field(default_factory=lambda: np.zeros(CLASSES, np.int64))
     """Surface cubes of the truth per area class."""
     changes: Counts = field(default_factory=_changes)
-    """Differences along the threshold, per area class: predicted surface cubes, those shared, the truth's shared."""
+    """Differences along the threshold, per area class, of predicted surface cubes where the truth has none, of predicted
+    surface cubes where the truth has one too, and of the truth's there."""
 
     def __add__(self, other: "CurveCounts") -> "CurveCounts":
         return CurveCounts(
@@ -46,10 +47,8 @@ class CurveCounts:
         thresholds = np.arange(1, LEVELS)
         at_least = np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1][:, 1:]
         dice = _ratio(2 * at_least[1], at_least.sum(0) + self.histogram[1].sum())
-        predicted, shared, truth_shared = np.einsum("kct,c->kt", np.cumsum(self.changes, axis=2), CLASS_AREA)[
-            :, 1:LEVELS
-        ]
-        surface = _ratio(shared + truth_shared, predicted + float(self.truth_cubes @ CLASS_AREA))
+        alone, shared, truth_shared = np.cumsum(self.changes, axis=2)[:, :, 1:LEVELS].transpose(0, 2, 1)
+        surface = _ratio(area(shared + truth_shared), area(alone + shared + self.truth_cubes))
         return Curve(thresholds, dice, surface)
 
 
@@ -82,23 +81,28 @@ class Curve:
 
     @property
     def best(self) -> int:
-        """The threshold of the highest surface dice; of several, the lowest. 128 where there is nothing to score."""
-        if np.isnan(self.surface_dice).all():
-            return 128
-        return int(self.thresholds[np.nanargmax(self.surface_dice)])
+        """The threshold of the highest surface dice, the middle of a run of equals; 128 where there is nothing to score."""
+        scores = np.nan_to_num(self.surface_dice, nan=-1.0)
+        equals = scores == scores.max()
+        low, high = _run(equals, int(np.argmax(equals)))
+        return int(self.thresholds[(low + high) // 2])
 
     @property
     def plateau(self) -> Plateau:
-        """The run of good thresholds that contains the best."""
-        good = (
-            np.nan_to_num(self.surface_dice, nan=-1.0) >= np.nan_to_num(self.surface_dice[self.best - 1]) - PLATEAU_DROP
-        )
-        low = high = self.best - 1
-        while low > 0 and good[low - 1]:
-            low -= 1
-        while high < len(good) - 1 and good[high + 1]:
-            high += 1
+        """The run of good thresholds that contains the best; of width 0 where there is nothing to score."""
+        at = self.best - 1
+        low, high = _run(self.surface_dice >= self.surface_dice[at] - PLATEAU_DROP, at)
         return Plateau(float(self.thresholds[low]) / 255, float(self.thresholds[high]) / 255)
+
+
+def _run(good: npt.NDArray[np.bool_], at: int) -> tuple[int, int]:
+    """The first and last index of the run of True around `at`."""
+    low = high = at
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high < len(good) - 1 and good[high + 1]:
+        high += 1
+    return low, high
 
 
 def curve_counts(
@@ -112,65 +116,79 @@ def curve_counts(
 
     truth: bool[z, y, x]; predicted: uint8 of the same shape; known: bool, cubes and voxels that are not known do not count.
     halo_zyx, tail_zyx: voxels before and after that belong to other blocks or to the padding: they shape cubes, but are not
-    counted as voxels. Raises ShapeMismatchError when the shapes differ.
+    counted as voxels. Raises ShapeMismatchError when the shapes differ, TypeError for other dtypes.
     """
     check_shapes(truth, predicted, known)
-    own = tuple(slice(h, n - t) for h, t, n in zip(halo_zyx, tail_zyx, truth.shape, strict=True))
     mask = np.ones(truth.shape, np.bool_) if known is None else known
-    counted = mask[own]
-    pairs = truth[own][counted].astype(np.intp) * LEVELS + predicted[own][counted]
-    histogram = np.bincount(pairs, minlength=2 * LEVELS).reshape(2, LEVELS)
-    truth_cubes, changes = _count(
-        np.ascontiguousarray(truth).view(np.uint8),
-        np.ascontiguousarray(predicted),
-        np.ascontiguousarray(mask).view(np.uint8),
-        CODE_CLASS,
-    )
-    return CurveCounts(histogram, truth_cubes, changes)
+    values = predicted.astype(np.uint8, order="C", casting="safe", copy=False)
+    block = (mask_bytes(truth), values, mask_bytes(mask))
+    own = tuple(slice(h, n - t) for h, t, n in zip(halo_zyx, tail_zyx, truth.shape, strict=True))
+    return CurveCounts(_histogram(*(a[own] for a in block)), *_count(*block, CODE_CLASS))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _histogram(truth: Any, predicted: Any, known: Any) -> Any:
+    counts = np.zeros((2, LEVELS), np.int64)
+    for at in np.ndindex(truth.shape):
+        if known[at]:
+            counts[truth[at], predicted[at]] += 1
+    return counts
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
-    truth_cubes = np.zeros(14, np.int64)
-    changes = np.zeros((3, 14, 257), np.int64)
-    values = np.zeros(8, np.int64)
-    bits = np.zeros(8, np.int64)
+    truth_cubes = np.zeros(CLASSES, np.int64)
+    changes = np.zeros((3, CLASSES, LEVELS + 1), np.int64)
+    corners = np.zeros(8, np.int64)
     depth, rows, columns = truth.shape
     for z in range(depth - 1):
         for y in range(rows - 1):
             for x in range(columns - 1):
-                code = k = n = 0
-                for i in range(2):
-                    for j in range(2):
-                        for m in range(2):
-                            code = 2 * code + truth[z + i, y + j, x + m]
-                            k += known[z + i, y + j, x + m]
-                            value = predicted[z + i, y + j, x + m]
-                            at = n
-                            while at > 0 and values[at - 1] > value:
-                                values[at] = values[at - 1]
-                                bits[at] = bits[at - 1]
-                                at -= 1
-                            values[at] = value
-                            bits[at] = 128 >> n
-                            n += 1
-                if k < 8:
-                    continue
-                p = code_class[code]
-                if p:
-                    truth_cubes[p] += 1
-                lit = 255
+                code, all_known, lowest, highest = 0, 1, 255, 0
                 for n in range(8):
-                    # for thresholds above values[n − 1] up to values[n] the corners `lit` are set
-                    low = values[n - 1] + 1 if n else 0
-                    q = code_class[lit]
-                    if q and values[n] >= low:
-                        changes[0, q, low] += 1
-                        changes[0, q, values[n] + 1] -= 1
-                        if p:
-                            changes[1, q, low] += 1
-                            changes[1, q, values[n] + 1] -= 1
-                            changes[2, p, low] += 1
-                            changes[2, p, values[n] + 1] -= 1
-                    lit -= bits[n]
+                    k, j, i = z + (n >> 2), y + ((n >> 1) & 1), x + (n & 1)
+                    value = predicted[k, j, i]
+                    code = 2 * code + truth[k, j, i]
+                    all_known &= known[k, j, i]
+                    lowest, highest = min(lowest, value), max(highest, value)
+                if not all_known:
+                    continue
+                truth_cubes[code_class[code]] += 1
+                if lowest < highest:
+                    for n in range(8):
+                        corners[n] = predicted[z + (n >> 2), y + ((n >> 1) & 1), x + (n & 1)] << 8 | 128 >> n
+                    _add_changes(changes, corners, code_class[code], code_class)
+    truth_cubes[0] = 0
     return truth_cubes, changes
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _add_changes(changes: Any, corners: Any, truth_class: Any, code_class: Any) -> None:
+    """Enter one cube: its eight corners as value · 256 + weight in the code, in any order."""
+    _sort(corners)
+    shared = np.int64(truth_class > 0)
+    code = 255 - (corners[0] & 255)
+    for n in range(1, 8):
+        # thresholds above the value before, up to this one, leave the corners of `code` set
+        after, upto = (corners[n - 1] >> 8) + 1, (corners[n] >> 8) + 1
+        if after < upto:
+            changes[shared, code_class[code], after] += 1
+            changes[shared, code_class[code], upto] -= 1
+        code -= corners[n] & 255
+    changes[2, truth_class, (corners[0] >> 8) + 1] += shared
+    changes[2, truth_class, (corners[7] >> 8) + 1] -= shared
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _sort(corners: Any) -> None:
+    """Sort eight numbers by a network: no branches that the processor could mispredict."""
+    a, b, c, d = corners[0], corners[1], corners[2], corners[3]
+    e, f, g, h = corners[4], corners[5], corners[6], corners[7]
+    a, c, b, d, e, g, f, h = min(a, c), max(a, c), min(b, d), max(b, d), min(e, g), max(e, g), min(f, h), max(f, h)
+    a, e, b, f, c, g, d, h = min(a, e), max(a, e), min(b, f), max(b, f), min(c, g), max(c, g), min(d, h), max(d, h)
+    a, b, c, d, e, f, g, h = min(a, b), max(a, b), min(c, d), max(c, d), min(e, f), max(e, f), min(g, h), max(g, h)
+    c, e, d, f = min(c, e), max(c, e), min(d, f), max(d, f)
+    b, e, d, g = min(b, e), max(b, e), min(d, g), max(d, g)
+    b, c, d, e, f, g = min(b, c), max(b, c), min(d, e), max(d, e), min(f, g), max(f, g)
+    for n, corner in enumerate((a, b, c, d, e, f, g, h)):
+        corners[n] = corner

@@ -7,6 +7,8 @@ multilevel thresholding".
 import numpy as np
 import numpy.typing as npt
 
+from perfuse.errors import ScanError
+
 BINS = 256
 """Bins of the occupied range over which three classes are searched."""
 
@@ -14,7 +16,7 @@ BINS = 256
 def otsu_threshold(histogram: npt.NDArray[np.int64]) -> int:
     """The last intensity of the lower class, of two that are farthest apart. Voxels above it are the upper class.
 
-    histogram: counts per intensity. ValueError when fewer than two intensities occur.
+    histogram: counts per intensity. ScanError when fewer than two intensities occur.
     """
     _check(histogram)
     weight, moment = np.cumsum(histogram, dtype=float), np.cumsum(histogram * np.arange(len(histogram)), dtype=float)
@@ -51,4 +53,7 @@ def _spread_of_three(weight: npt.NDArray[np.float64], moment: npt.NDArray[np.flo
 
 def _check(histogram: npt.NDArray[np.int64]) -> None:
     if np.count_nonzero(histogram) < 2:
-        raise ValueError("Otsu's method needs at least two different intensities.")
+        raise ScanError(
+            "Otsu's method needs at least two different intensities; the scored voxels hold "
+            f"{np.flatnonzero(histogram).tolist() or 'none'}. Check the image, and where the truth is known."
+        )

@@ -81,3 +81,8 @@ def check_shapes(*arrays: npt.NDArray[np.generic] | None) -> None:
     shapes = {a.shape for a in arrays if a is not None}
     if len(shapes) > 1:
         raise ShapeMismatchError(f"Masks must have one shape; got {' and '.join(map(str, sorted(shapes)))}.")
+
+
+def mask_bytes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """A mask as contiguous zeros and ones, for a kernel that indexes by them. TypeError for other dtypes."""
+    return mask.astype(np.bool_, order="C", casting="safe", copy=False).view(np.uint8)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.geometry import Box, Index3, index3
-from perfuse.metrics.areas import CLASS_AREA, CLASSES, CODE_CLASS
-from perfuse.metrics.overlap import check_shapes
+from perfuse.metrics.areas import CLASSES, CODE_CLASS, area
+from perfuse.metrics.overlap import check_shapes, mask_bytes
 
 Counts = npt.NDArray[np.int64]
 
@@ -47,13 +47,19 @@ class SurfaceCounts:
     @property
     def truth_area(self) -> float:
         """Area of the truth's surface, in squared voxels."""
-        return float(self.truth @ CLASS_AREA)
+        return float(area(self.truth))
+
+    @property
+    def undefined(self) -> bool:
+        """True when neither mask has a surface, so that there is nothing to score."""
+        return not (self.truth.any() or self.predicted.any())
 
     @property
     def surface_dice(self) -> float:
-        """Shared area of both surfaces over their whole area; NaN when neither mask has a surface."""
-        whole = float((self.truth + self.predicted) @ CLASS_AREA)
-        return float((self.truth_shared + self.predicted_shared) @ CLASS_AREA) / whole if whole else float("nan")
+        """Shared area of both surfaces over their whole area; NaN when `undefined`."""
+        if self.undefined:
+            return float("nan")
+        return float(area(self.truth_shared + self.predicted_shared) / area(self.truth + self.predicted))
 
 
 def surface_counts(
@@ -62,21 +68,17 @@ def surface_counts(
     """Count the surface cubes that lie inside a block of voxels, at tolerance 0 and unit spacing.
 
     truth, predicted, known: bool[z, y, x] of one shape (n + 1 voxels give n cubes), as `read_cubes` cuts them. A cube with
-    a voxel that is not known does not count. Raises ShapeMismatchError when the shapes differ.
+    a voxel that is not known does not count. Raises ShapeMismatchError when the shapes differ, TypeError for other dtypes.
     After Nikolov et al. 2018, "Deep learning to achieve clinically applicable segmentation of head and neck anatomy".
     """
     check_shapes(truth, predicted, known)
     mask = np.ones(truth.shape, np.bool_) if known is None else known
-    return SurfaceCounts(*_count(_bytes(truth), _bytes(predicted), _bytes(mask), CODE_CLASS))
-
-
-def _bytes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(mask).view(np.uint8)
+    return SurfaceCounts(*_count(mask_bytes(truth), mask_bytes(predicted), mask_bytes(mask), CODE_CLASS))
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
-    counts = np.zeros((4, 14), np.int64)
+    counts = np.zeros((4, CLASSES), np.int64)
     depth, rows, columns = truth.shape
     for z in range(depth - 1):
         for y in range(rows - 1):

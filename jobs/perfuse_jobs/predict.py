@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfuse import locks
-from perfuse.bundle import Bundle
+from perfuse import locks, storage
+from perfuse.bundle import FILES, Bundle
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.errors import PerfuseError
@@ -52,7 +52,7 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
         try:
             for _ in pipeline(ready).iter_rows():
                 advance()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - Ray wraps what tasks raise
             raise _cause(error) from None
 
 
@@ -67,31 +67,34 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _slabs(rows: "ray.data.Dataset", prediction: Prediction, bundle: Bundle, actors: int) -> "ray.data.Dataset":
-    import ray
-
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.save(Path(folder))
-        files = ray.put({path.name: path.read_bytes() for path in Path(folder).iterdir()})
-    settings = {
-        "prediction": prediction.model_dump_json(),
-        "files": files,
-        "threads": max(1, (os.cpu_count() or 1) // actors),
-    }
+    _lay_out(bundle, _bundle_url(prediction))
+    settings = {"prediction": prediction.model_dump_json(), "threads": max(1, (os.cpu_count() or 1) // actors)}
     gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
     return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, concurrency=actors, **gpu)
+
+
+def _bundle_url(prediction: Prediction) -> str:
+    """Beside the scratch, where every node reaches it, and with which it goes."""
+    return storage.join(prediction.scan_url, prediction.scratch, "bundle")
+
+
+def _lay_out(bundle: Bundle, url: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.save(Path(folder))
+        for path in Path(folder).iterdir():
+            storage.write_bytes(storage.join(url, path.name), path.read_bytes())
 
 
 class SlabActor:
     """Holds the network; writes the logits of the slabs it is given."""
 
-    def __init__(self, prediction: str, files: Any, threads: int) -> None:
-        import ray
-
+    def __init__(self, prediction: str, threads: int) -> None:
+        parsed = Prediction.model_validate_json(prediction)
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in ray.get(files).items():
-                (Path(folder) / name).write_bytes(data)
+            for name in FILES:
+                (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(_bundle_url(parsed), name)))
             bundle = Bundle.load(Path(folder))
-        self._worker = Worker.of(Prediction.model_validate_json(prediction), bundle, threads)
+        self._worker = Worker.of(parsed, bundle, threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do the slab of a row."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 CONTRACT = "contract.json"
 LINEAGE = "lineage.json"
+FILES = (WEIGHTS, CONTRACT, LINEAGE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Bundle:
         """Read a bundle's folder; RegistryError when a file is missing."""
         from safetensors.torch import load_file
 
-        for name in (WEIGHTS, CONTRACT, LINEAGE):
+        for name in FILES:
             if not (folder / name).is_file():
                 raise RegistryError(f"{uri or folder} is not a perfuse bundle: {name} is missing.")
         return cls(

@@ -17,7 +17,7 @@ Plane = npt.NDArray[Any]
 
 def _grey(plane: Plane) -> Plane:
     low, high = np.percentile(plane, [0.5, 99.5])
-    return np.clip((plane.astype(float) - low) / max(high - low, 1e-6), 0, 1)
+    return np.asarray(np.clip((plane.astype(float) - low) / max(high - low, 1e-6), 0, 1))
 
 
 def _errors(image: Plane, truth: Plane, found: Plane) -> Plane:
@@ -93,7 +93,7 @@ def _busiest(scan: Scan, label: str, axis: int) -> int:
     coarse = np.asarray(group[str(last)][:]) >= 128  # type: ignore[index]
     others = tuple(a for a in range(3) if a != axis)
     at = int(np.argmax(coarse.sum(axis=others)))
-    return min(round((at + 0.5) * scan.shape_zyx[axis] / coarse.shape[axis]), scan.shape_zyx[axis] - 1)
+    return int(min(round((at + 0.5) * scan.shape_zyx[axis] / coarse.shape[axis]), scan.shape_zyx[axis] - 1))
 
 
 def _scale_bar(axes: Any, width: int, pixel_um: float) -> None:

@@ -40,4 +40,4 @@ def fuse(logits: list[Logits]) -> npt.NDArray[np.uint8]:
     total = np.zeros(logits[0].shape, np.int32)
     for part in logits:
         total += part
-    return _table()[divide(total, len(logits)) + LIMIT * ONE]
+    return np.asarray(_table()[divide(total, len(logits)) + LIMIT * ONE])

@@ -18,10 +18,16 @@ def promote(name: str, version: str, policy: Policy | None = None) -> Decision:
     mine = scores_of(name, version)
     decision = decide(mine, scores_of(name, before) if before else None, policy or Policy())
     scores = {s.scan_url: s.surface_dice for s in mine.values()}
-    action = "promote" if decision.accepted else "refuse"
     if decision.accepted:
         bundles.set_champion(name, version)
-    ledger.append(name, action, version, before=before, reason=decision.reason, scores=scores)
+    ledger.append(
+        name,
+        "promote" if decision.accepted else "refuse",
+        version,
+        before=before,
+        reason=decision.reason,
+        scores=scores,
+    )
     if not decision.accepted:
         raise RegistryError(
             f"Version {version} of {name} is not promoted: {decision.reason}.{_commands(name, version, decision)}"

@@ -19,7 +19,7 @@ class Augmentation(Frozen):
     """Vessels up to this factor larger or smaller."""
     intensity: float = Field(0.15, ge=0, le=1)
     """Brightness and contrast move by up to this share."""
-    gamma: float = Field(0.2, ge=0, le=1)
+    gamma: float = Field(0.2, ge=0, le=3)
     """Gamma between 1 / (1 + g) and 1 + g."""
     noise: float = Field(0.05, ge=0, le=1)
     """Standard deviation of added noise, at most; 1 is the contrast window."""

@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from fsspec.registry import registry
 
     for file_system in registry.values():
+        _close_sessions_of_zarr(file_system)
         file_system.clear_instance_cache()
+
+
+def _close_sessions_of_zarr(file_system: Any) -> None:
+    """s3fs closes the connections of its own loop; those that Zarr opened in its loop are left to us."""
+    from zarr.core.sync import sync
+
+    for instance in list(file_system._cache.values()):
+        if getattr(instance, "_s3", None) is not None and instance.asynchronous:
+            sync(instance._s3creator.__aexit__(None, None, None))
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def ingest(
     specimen: Annotated[str, typer.Option(help="The organ's name.")],
     organ: Annotated[str, typer.Option(help="kidney, spleen, …")],
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Masks of two values, of the same shape.")] = None,
+    labels: Annotated[str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5 or Zarr.")] = None,
     labels_name: Annotated[str, typer.Option(help="Name of the label group.")] = "human",
     coverage: Coverage = 1.0,
 ) -> None:
@@ -101,7 +101,7 @@ def ingest(
 
 def labels_add(
     scan_url: Annotated[str, typer.Argument(help="The scan.")],
-    source: Annotated[str, typer.Argument(help="Masks of two values: folder of TIFF slices, or one multi-page TIFF.")],
+    source: Annotated[str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5 or Zarr.")],
     name: Annotated[str, typer.Option(help="Name of the label group.")],
     at: Annotated[str | None, typer.Option(help="Z,Y,X of the first voxel, for labels of a part.")] = None,
     coverage: Coverage = 1.0,

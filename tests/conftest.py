@@ -51,18 +51,23 @@ def _fresh_home() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No addresses of real servers, and no file system that an earlier test opened with its credentials."""
-    for name in list(os.environ):
-        if name.startswith(("AWS_", "MLFLOW_", "RAY_")):
-            monkeypatch.delenv(name)
+    for name in _addresses():
+        monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     yield
+    for name in _addresses():  # MLflow keeps its own there
+        del os.environ[name]
     from fsspec.registry import registry
 
     for file_system in registry.values():
         _close_sessions_of_zarr(file_system)
         file_system.clear_instance_cache()
+
+
+def _addresses() -> list[str]:
+    return [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "RAY_"))]
 
 
 def _close_sessions_of_zarr(file_system: Any) -> None:

@@ -72,7 +72,9 @@ def ingest(
     specimen: Annotated[str, typer.Option(help="The organ's name.")],
     organ: Annotated[str, typer.Option(help="kidney, spleen, …")],
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
-    labels: Annotated[str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5 or Zarr.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5 or Zarr.")
+    ] = None,
     labels_name: Annotated[str, typer.Option(help="Name of the label group.")] = "human",
     coverage: Coverage = 1.0,
 ) -> None:

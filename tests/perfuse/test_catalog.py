@@ -11,9 +11,10 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfuse.catalog import LabelInfo, Scan, ScanInfo, find_scans, preferred_label, split_by_donor
+from perfuse.catalog import LabelInfo, Scan, ScanInfo, find_scans, preferred_label
 from perfuse.errors import RecipeError, ScanError
 from perfuse.geometry import Box
+from perfuse.splits import split_by_donor
 
 MakeScan = Callable[..., Scan]
 SHAPE = (12, 20, 16)

@@ -4,10 +4,11 @@ from pydantic import Field
 
 from perfuse import storage
 from perfuse.bundle import Bundle
-from perfuse.catalog import Scan, find_scans, preferred_label, split_by_donor
+from perfuse.catalog import Scan, find_scans, preferred_label
 from perfuse.contract import Contract, Forward, Frozen
 from perfuse.errors import RecipeError
 from perfuse.recipes import Recipe
+from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints
 
 

@@ -16,7 +16,7 @@ setup: .venv/.installed
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"perfuse needs Python 3.11 to 3.13; {sys.executable} is {v[0]}.{v[1]}. Say: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install -q -c constraints.txt uv
-	$(PY) -m uv pip install -q --python $(PY) -c constraints.txt -e '.[all,dev]'
+	$(PY) -m uv pip install -q --compile-bytecode --python $(PY) -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 check: setup  ## ruff, mypy strict, import contracts

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from perfuse import sampling, storage
 from perfuse.errors import PerfuseError
 from perfuse.training import TrainingJob
-from perfuse.training.engine import Report, train
 from perfuse_jobs.session import WORKER_CPUS, connect, quieten
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from perfuse.training.engine import Report
 
 RESTARTS = 3
 """How often the workers are started again after one has died, before the training fails."""
@@ -27,7 +28,7 @@ CUTTERS, CUTTER_CPUS = 2, 0.5
 MOST_BLOCKS = 1024
 
 
-def train_on_ray(job: TrainingJob, report: Report, *, workers: int) -> None:
+def train_on_ray(job: TrainingJob, report: "Report", *, workers: int) -> None:
     """Run a job to its end on `workers` ranks; `report` is called in this process, with what rank 0 reports.
 
     Raises RecipeError when the batch cannot be divided among the workers, and what a worker raised when restarting
@@ -44,7 +45,7 @@ def train_on_ray(job: TrainingJob, report: Report, *, workers: int) -> None:
         reports.shutdown(force=True)
 
 
-def _follow(fitted: "Future[None]", reports: Any, report: Report, empty: type[Exception]) -> None:
+def _follow(fitted: "Future[None]", reports: Any, report: "Report", empty: type[Exception]) -> None:
     refusal: PerfuseError | None = None
     while not (fitted.done() and reports.empty()):
         try:
@@ -119,6 +120,8 @@ def run_rank(config: dict[str, Any]) -> None:
     import ray.train
     import torch
     from ray.train.torch import prepare_model
+
+    from perfuse.training.engine import train
 
     job = TrainingJob.model_validate_json(config["job"])
     context = ray.train.get_context()

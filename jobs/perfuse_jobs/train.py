@@ -17,7 +17,7 @@ from perfuse.recipes import Recipe
 from perfuse.registry import record_evaluation, register
 from perfuse.registry.bundles import set_tag, tagged, version_of
 from perfuse.scoring import evaluate, tune
-from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job, train_local
+from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job
 from perfuse.training.checkpoints import latest_step
 from perfuse_jobs.run_log import RunLog
 from perfuse_jobs.session import check_shared
@@ -79,6 +79,8 @@ def _learn(job: TrainingJob, log: RunLog, workers: int, *, local: bool) -> None:
 
         try:
             if local:
+                from perfuse.training.local import train_local
+
                 train_local(job, report)
             else:
                 from perfuse_jobs.distributed import train_on_ray

@@ -39,7 +39,8 @@ class Network(Frozen):
     """Pretrained weights to start training from; never loaded for inference."""
     planes: int = Field(1, ge=1, le=9)
     """Panel: an odd number of consecutive planes as channels; the middle one is segmented."""
-    decoder_channels: tuple[int, ...] | None = None
+    decoder_channels: tuple[int, ...] | None = Field(None, min_length=3, max_length=5)
+    """From coarse to fine, one for each stage of the encoder that is used; None: the architecture's own."""
 
     @model_validator(mode="after")
     def _odd(self) -> "Network":

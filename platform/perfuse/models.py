@@ -48,7 +48,7 @@ def _options(network: Network, architecture: type) -> dict[str, Any]:
         return {}
     if "decoder_channels" not in signature(architecture).parameters:
         raise ValueError(f"{network.architecture} takes no decoder_channels")
-    return {"decoder_channels": network.decoder_channels}
+    return {"decoder_channels": network.decoder_channels, "encoder_depth": len(network.decoder_channels)}
 
 
 def _check_names(network: Network, architectures: list[str], encoders: list[str]) -> None:

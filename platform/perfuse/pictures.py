@@ -61,18 +61,20 @@ def three_axes(scan: Scan, prediction: str, truth: str, threshold: int) -> bytes
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 10), layout="constrained")
+    sizes = np.array([move_axis(scan.shape_zyx, axis)[1:] * _pixel(scan, axis) for axis in range(3)])
+    shares = sizes[:, 0] / sizes[:, 1]
+    figure = Figure(figsize=(13, 1 + 3.3 * shares.sum()), layout="constrained")
     figure.suptitle(
         f"{scan.info.id}: {prediction} against {truth} at threshold {threshold / 255:.3f}   "
         "(green: found, blue: missed, red: wrongly found)",
         fontsize=11,
     )
-    for axis, row in enumerate(figure.subplots(3, 4)):
+    for axis, row in enumerate(figure.subplots(3, 4, height_ratios=shares)):
         plane = _busiest(scan, truth, axis)
         depth, height, width = move_axis(scan.shape_zyx, axis)
         box = along_axis(axis, (plane, plane + 1), (0, height), (0, width))
         image, marked, soft = (_plane(a, box, axis) for a in (scan.image, scan.label(truth), scan.label(prediction)))
-        pixel = [s for a, s in enumerate(scan.info.voxel_size_um) if a != axis]
+        pixel = _pixel(scan, axis)
         known, found = marked >= 128, soft >= threshold
         titles = (f"{'zyx'[axis]} = {plane} of {depth}", "truth", "probability", "found and missed")
         for axes, picture, title in zip(
@@ -81,6 +83,11 @@ def three_axes(scan: Scan, prediction: str, truth: str, threshold: int) -> bytes
             _show(axes, picture, title, (pixel[0], pixel[1]))
         _scale_bar(row[0], width, pixel[1])
     return _png(figure)
+
+
+def _pixel(scan: Scan, axis: int) -> npt.NDArray[np.float64]:
+    """Rows and columns of a plane's pixels, in µm."""
+    return np.delete(np.asarray(scan.info.voxel_size_um, np.float64), axis)
 
 
 def _plane(array: Any, box: Box, axis: int) -> Plane:

@@ -73,11 +73,11 @@ def quickstart() -> Recipe:
     """Phantoms on two cores: a minute a round. Random initial weights, so that it runs without a network."""
     return Recipe(
         name="quickstart",
-        network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(128, 64, 32, 24, 16)),
+        network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(64, 48, 32, 16)),
         crop=128,
         batch=16,
         steps=160,
-        validate_every=80,
+        validate_every=160,
         learning_rate=2e-3,
         tile=128,
     )

@@ -17,7 +17,9 @@ from perfuse.catalog import Scan
 from perfuse.errors import PerfuseError, RecipeError, ScanError
 from perfuse.models import build
 from perfuse.recipes import load_recipe
-from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job, train, train_local
+from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job
+from perfuse.training.engine import train
+from perfuse.training.local import train_local
 from perfuse.training.validation import VOXELS, middle
 
 TINY = [
@@ -107,7 +109,8 @@ def test_the_same_job_gives_the_same_network(undisturbed, folder, tmp_path) -> N
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from perfuse.training import TrainingJob, train_local
+from perfuse.training import TrainingJob
+from perfuse.training.local import train_local
 torch.set_num_threads(1)
 train_local(TrainingJob.model_validate_json(Path(sys.argv[1]).read_text()), lambda *report: None)
 """

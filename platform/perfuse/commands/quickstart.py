@@ -11,7 +11,8 @@ import typer
 
 from perfuse.console import results, say
 
-SHAPE = "128,256,256"
+SHAPE = "128,224,224"
+"""Planes along any axis are covered by whole tiles of the recipe."""
 MODEL = "quickstart"
 
 
@@ -140,10 +141,13 @@ def _report_scores(scores: dict[str, Any], curve: dict[str, Any], model: str) ->
 def _report_times(stages: Stages) -> None:
     from rich.table import Table
 
-    table = Table(title=f"Seconds a stage, {sum(stages.seconds.values()):.0f} in all")
-    for stage in stages.seconds:
-        table.add_column(stage, justify="right")
-    table.add_row(*(f"{s:.1f}" for s in stages.seconds.values()))
+    table = Table(title="Where the time went")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, seconds in stages.seconds.items():
+        table.add_row(stage, f"{seconds:.1f}")
+    table.add_section()
+    table.add_row("all", f"{sum(stages.seconds.values()):.1f}")
     results.print(table)
 
 

@@ -3,8 +3,6 @@
 import io
 from typing import Any
 
-import torch
-
 from perfuse import storage
 from perfuse.errors import PerfuseError
 
@@ -16,6 +14,8 @@ def save(folder: str, state: dict[str, Any]) -> None:
 
     state: tensors and plain values, with `step`.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
@@ -30,6 +30,8 @@ def save(folder: str, state: dict[str, Any]) -> None:
 
 def load(folder: str) -> dict[str, Any] | None:
     """The latest checkpoint, or None; PerfuseError when its bytes are not those that were written."""
+    import torch
+
     entry = _latest(folder)
     if entry is None:
         return None

@@ -1,0 +1,91 @@
+"""On Ray Data the voxels are those of one process, for any number of actors, also after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from perfuse.bundle import Bundle
+from perfuse.catalog import Scan
+from perfuse.contract import Contract, Forward, Network
+from perfuse.errors import PerfuseError
+from perfuse.inference import predict_local, prepare
+from perfuse.models import build
+from perfuse_jobs.predict import predict_ray
+
+TINY = Network(encoder="resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
+
+
+def bundle() -> Bundle:
+    torch.manual_seed(0)
+    forward = Forward(network=TINY, voxel_size_um=(10, 100), tile=64)
+    return Bundle(Contract(forward=forward), build(TINY).state_dict(), {})
+
+
+@pytest.fixture
+def scan_url(tmp_path: Path) -> str:
+    from perfuse_ingest.ingest import ingest
+    from perfuse_ingest.phantom import write_phantom
+
+    write_phantom(str(tmp_path / "slices"), shape_zyx=(80, 72, 96), seed=3)
+    url = str(tmp_path / "p.ome.zarr")
+    ingest(str(tmp_path / "slices" / "images"), url, voxel_size_um=(50, 50, 50), specimen="p", organ="phantom")
+    return url
+
+
+def test_any_number_of_actors(scan_url: str) -> None:
+    import ray
+
+    try:
+        predict_local(scan_url, bundle(), "one")
+        predict_ray(scan_url, bundle(), "two", actors=2)
+        scan = Scan.open(scan_url)
+        np.testing.assert_array_equal(scan.label("one")[:], scan.label("two")[:])
+        assert scan.label_info("one").digest == scan.label_info("two").digest
+        begin = time.perf_counter()
+        predict_ray(scan_url, bundle(), "two", actors=1)
+        assert time.perf_counter() - begin < 5, "a finished label is not computed again"
+        with pytest.raises(PerfuseError, match="no label 'lost'"):
+            predict_ray(scan_url, bundle(), "three", keep="lost")
+    finally:
+        ray.shutdown()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_predict import bundle
+from perfuse.inference import predict_local
+from perfuse.inference.slab import Engine
+import time
+plain = Engine.logits
+Engine.logits = lambda self, images: (time.sleep(0.02), plain(self, images))[1]
+predict_local(sys.argv[1], bundle(), "killed")
+"""
+
+
+def test_kill_and_again(scan_url: str) -> None:
+    """kill -9 in the middle; the same call finishes, redoing only what was not done, with the same voxels."""
+    here = str(Path(__file__).parent)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, scan_url, here], stderr=subprocess.DEVNULL)
+    prediction = prepare(scan_url, bundle(), "killed")
+    marks = Path(scan_url, prediction.scratch, "done-z", "c")
+    deadline = time.monotonic() + 120
+    while not (marks.exists() and any(marks.rglob("*"))) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = prediction.slabs_to_do()
+    assert 0 < len(left) < len(prediction.slabs())
+    predict_local(scan_url, bundle(), "killed")
+    predict_local(scan_url, bundle(), "undisturbed")
+    scan = Scan.open(scan_url)
+    np.testing.assert_array_equal(scan.label("killed")[:], scan.label("undisturbed")[:])

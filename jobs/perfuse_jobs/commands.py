@@ -1,8 +1,11 @@
 """The verbs of this room: train, predict, pseudolabel, submit."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from perfuse.catalog import LabelInfo
 
 Model = Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/3 or runs:/…")]
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
@@ -70,8 +73,8 @@ def predict(
 
         forward, scan = bundle.contract.forward, Scan.open(scan_url)
         forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-        return _show(plan_of(scan, forward).model_dump(), as_json=as_json)
-    return _show(_predict(local, workers)(scan_url, bundle, output).model_dump(mode="json"), as_json=as_json)
+        return _show_plan(plan_of(scan, forward).model_dump(), as_json=as_json)
+    return _show_label(scan_url, _predict(local, workers)(scan_url, bundle, output), as_json=as_json)
 
 
 def pseudolabel(
@@ -90,7 +93,7 @@ def pseudolabel(
     from perfuse.registry import load_bundle
 
     info = write(scan_url, load_bundle(model), output, _predict(local, workers))
-    return _show(info.model_dump(mode="json"), as_json=as_json)
+    return _show_label(scan_url, info, as_json=as_json)
 
 
 def submit(
@@ -123,12 +126,27 @@ def _predict(local: bool, workers: int) -> Any:
     return partial(predict_ray, actors=workers)
 
 
-def _show(values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+def _show_label(scan_url: str, info: "LabelInfo", *, as_json: bool) -> dict[str, Any]:
+    from perfuse.console import print_json, results
+
+    values = info.model_dump(mode="json")
+    if as_json:
+        print_json(values)
+    else:
+        by = f", by {info.model.uri} in {info.model.precision}" if info.model else ""
+        results.print(f"{scan_url}: label {info.name}, {info.foreground:.2%} vessel{by}", soft_wrap=True, markup=False)
+    return values
+
+
+def _show_plan(values: dict[str, int], *, as_json: bool) -> dict[str, Any]:
+    from rich.filesize import decimal
+
     from perfuse.console import print_json, results
 
     if as_json:
         print_json(values)
     else:
         for name, value in values.items():
-            results.print(f"{name:<15}{value}", soft_wrap=True, markup=False)
+            shown = decimal(value) if name.endswith("_bytes") else f"{value:,}"
+            results.print(f"{name.removesuffix('_bytes').replace('_', ' '):<10}{shown:>12}")
     return values

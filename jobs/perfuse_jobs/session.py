@@ -3,6 +3,8 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from perfuse.errors import PerfuseError, ServerError
@@ -26,7 +28,8 @@ def connect(workers: int = 1) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(**_options(workers))
+        with _muted():
+            ray.init(**_options(workers))
     except ConnectionError as error:
         raise ServerError(
             f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}. Start it (`ray start --head`), "
@@ -34,9 +37,23 @@ def connect(workers: int = 1) -> None:
         ) from error
 
 
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Ray's native code writes to the file descriptor itself that it was told to be quiet; failures come as exceptions."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def quieten() -> None:
     """No usage reports; no progress of Ray's beside ours; no warnings of Ray's about its own doings; patience."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for logger in ("ray.data", "ray.train"):

@@ -76,9 +76,10 @@ def quickstart() -> Recipe:
         network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(64, 48, 32, 16)),
         crop=128,
         batch=16,
-        steps=160,
-        validate_every=160,
+        steps=140,
+        validate_every=140,
         learning_rate=2e-3,
+        ema_decay=0.95,
         tile=128,
     )
 

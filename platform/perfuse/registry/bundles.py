@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ def register(bundle: Bundle, name: str, run_id: str) -> str:
     server = tracking.client()
     with tempfile.TemporaryDirectory() as folder, tracking.answering():
         bundle.save(Path(folder) / ARTIFACT)
-        with mlflow.start_run(run_id=run_id, log_system_metrics=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # MLflow asks for type hints that fit no array
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
             logged = mlflow.pyfunc.log_model(
                 name=ARTIFACT,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),

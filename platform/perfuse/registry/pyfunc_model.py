@@ -21,7 +21,7 @@ class BundleModel(PythonModel):  # type: ignore[misc]
         self.network.load_state_dict(self.bundle.weights)
         self.network.eval()
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002 - typed, MLflow would want lists
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:  # noqa: ARG002 - the hint that MLflow takes for an array
         """Probability of each voxel, the axes of the contract fused."""
         from perfuse.inference import probability_of_array
 

@@ -16,12 +16,15 @@ class Frozen(BaseModel):
 
 
 class Normalisation(Frozen):
-    """Linear, from two percentiles of the whole scan to 0 and 1; tails are kept up to `clip` beyond."""
+    """From two percentiles of the whole scan to 0 and 1; tails are kept up to `clip` beyond."""
 
     lower_percent: float = Field(0.5, ge=0, lt=100)
     upper_percent: float = Field(99.5, gt=0, le=100)
     clip: float = Field(1.0, ge=0)
     """How far beyond 0 and 1 values may go."""
+    knee: float | None = Field(None, gt=0)
+    """asinh(v / knee) instead of v: logarithmic above the knee, for fluorescence, where dim vessels are a factor brighter
+    than their surroundings (Lupton, Gunn and Szalay, AJ 118, 1999). None: linear."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Normalisation":

@@ -1,4 +1,4 @@
-"""One normalisation for training, inference and serving: linear between two percentiles of the whole scan."""
+"""One normalisation for training, inference and serving: between two percentiles of the whole scan."""
 
 from typing import Any
 
@@ -28,4 +28,7 @@ def normalise(
     """Intensities to float32 around 0 … 1; at most `clip` beyond. A constant volume becomes 0."""
     low, high = window
     scaled = (voxels.astype(np.float32) - np.float32(low)) * np.float32(1.0 / max(high - low, 1e-6))
+    if normalisation.knee is not None:
+        knee = np.float32(normalisation.knee)
+        scaled = np.arcsinh(scaled / knee) / np.arcsinh(1 / knee)
     return np.clip(scaled, -normalisation.clip, 1 + normalisation.clip, out=scaled)

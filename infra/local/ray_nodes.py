@@ -29,8 +29,9 @@ def main(dashboard_port: int, nodes: int, ready: str) -> None:
     }
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
     cluster = Cluster(initialize_head=True, head_node_args=size | dashboard)
-    for _ in range(nodes - 1):
-        cluster.add_node(**size)
+    for number in range(1, nodes):
+        # a node unpacks a job's code anew, and must not do so where another node's processes stand
+        cluster.add_node(**size, runtime_env_dir_name=f"runtime_resources_{number}")
     head: Any = cluster.head_node
     _wait_for_agents(head, nodes)
     print(ready, flush=True)

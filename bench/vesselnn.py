@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PERFUSE_TEST_DATA", ROOT.parent / "shared" / "data")) / "vesselnn"
 WORK = Path(os.environ.get("PERFUSE_WORKDIR", ROOT / "perfuse-work")) / "vesselnn"
 COVERAGE = {"poon2015_plaqueVessels": 0.6}
-HOLDOUTS = ("burgess2014-tgMouse", "santos2015-lowContrastVessels")
+HOLDOUTS = ("burgess2014-lowerRes-hiSNR", "santos2015-lowContrastVessels")
 SIGMAS = (2, 4, 8, 16)
 """Vessel radii for Frangi's filter, in pixels: of the sets tried, the one that scores best."""
 

@@ -37,11 +37,11 @@ class RunLog:
 
     def threshold(self, curve: Curve) -> None:
         """Log what was chosen on the validation scans, and how little it matters."""
-        best, plateau = curve.best, curve.plateau
+        at, plateau = curve.chosen, curve.plateau
         chosen = {
-            "threshold": best / 255,
-            "selection_dice": float(curve.dice[best - 1]),
-            "selection_surface_dice": float(curve.surface_dice[best - 1]),
+            "threshold": at / 255,
+            "selection_dice": float(curve.dice[at - 1]),
+            "selection_surface_dice": float(curve.surface_dice[at - 1]),
             "plateau_low": plateau.low,
             "plateau_high": plateau.high,
         }

@@ -107,12 +107,14 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict) -> str:
     for source in job.validation:
         predict(source.url, bundle, output)
     curve = tune([Scan.open(source.url) for source in job.validation], output, _one_label(job))
-    bundle = bundle.with_threshold(curve.best)
+    bundle = bundle.with_threshold(curve.chosen)
     log.threshold(curve)
     uri = register(bundle, name, log.run().id)
     for source in job.validation:
         predict(source.url, replace(bundle, uri=uri), output)  # which only renews the label's reference to its model
         record_evaluation(evaluate(Scan.open(source.url), output, source.label), kind="validation")
     set_tag(*version_of(uri), TRAINING_KEY, job.key)
-    say(f"Registered {uri} as challenger, threshold {curve.best / 255:.3f}. Checkpoints: {storage.normal(job.folder)}")
+    say(
+        f"Registered {uri} as challenger, threshold {curve.chosen / 255:.3f}. Checkpoints: {storage.normal(job.folder)}"
+    )
     return uri

@@ -149,10 +149,15 @@ def test_plateau_is_the_run_around_the_best():
     assert curve.plateau.width == pytest.approx(49 / 255)
 
 
+@pytest.mark.parametrize(("good", "chosen"), [(range(100, 150), 128), (range(10, 20), 19), (range(200, 256), 200)])
+def test_chosen_is_the_point_of_the_plateau_that_is_nearest_to_a_half(good: range, chosen: int):
+    assert curve_of({good: 0.5, range(130, 132): 0.45}).chosen == chosen
+
+
 def test_a_curve_of_nothing():
     curve = CurveCounts().curve()
     assert np.isnan(curve.surface_dice).all()
-    assert (curve.best, curve.plateau.width) == (128, 0.0)
+    assert (curve.best, curve.chosen, curve.plateau.width) == (128, 128, 0.0)
 
 
 def test_bad_arrays_are_refused():

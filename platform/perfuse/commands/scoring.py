@@ -1,9 +1,13 @@
 """The verbs `evaluate` and `tune`."""
 
+import math
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from perfuse.metrics.curve import Curve
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Prediction = Annotated[str, typer.Option(help="The soft label that is scored.")]
@@ -29,8 +33,6 @@ def evaluate(
 
     Example: perfuse evaluate scans/kidney3.ome.zarr --prediction vessels --truth human
     """
-    import math
-
     from perfuse import scoring
     from perfuse.catalog import Scan
     from perfuse.console import print_json
@@ -91,25 +93,28 @@ def tune(
         "thresholds": (curve.thresholds / 255).tolist(),
         "dice": curve.dice.tolist(),
         "surface_dice": curve.surface_dice.tolist(),
-        "best": {
-            "threshold": curve.best / 255,
-            "dice": float(curve.dice[curve.best - 1]),
-            "surface_dice": float(curve.surface_dice[curve.best - 1]),
-        },
+        "best": _at(curve, curve.best),
+        "chosen": _at(curve, curve.chosen),
         "plateau": {"low": plateau.low, "high": plateau.high, "width": plateau.width},
     }
     if as_json:
         print_json(report)
         return report
     for v in range(13, 256, 22):
-        bar = "█" * round(
-            40 * float(curve.surface_dice[v - 1] if curve.surface_dice[v - 1] == curve.surface_dice[v - 1] else 0)
-        )
-        results.print(
-            f"{v / 255:.3f}  Dice {curve.dice[v - 1]:.4f}  surface dice {curve.surface_dice[v - 1]:.4f}  {bar}"
-        )
+        surface = float(curve.surface_dice[v - 1])
+        bar = "" if math.isnan(surface) else "█" * round(40 * surface)
+        results.print(f"{v / 255:.3f}  Dice {curve.dice[v - 1]:.4f}  surface dice {surface:.4f}  {bar}")
     results.print(
-        f"best {curve.best / 255:.3f}: surface dice {curve.surface_dice[curve.best - 1]:.4f}; "
-        f"plateau {plateau.low:.3f} to {plateau.high:.3f}"
+        f"best {curve.best / 255:.3f}: surface dice {curve.surface_dice[curve.best - 1]:.4f}; plateau {plateau.low:.3f} "
+        f"to {plateau.high:.3f}; `train` would choose {curve.chosen / 255:.3f}, its point nearest to a half"
     )
     return report
+
+
+def _at(curve: "Curve", threshold: int) -> dict[str, float]:
+    at = threshold - 1
+    return {
+        "threshold": threshold / 255,
+        "dice": float(curve.dice[at]),
+        "surface_dice": float(curve.surface_dice[at]),
+    }

@@ -16,6 +16,8 @@ from perfuse.metrics.overlap import check_shapes, mask_bytes
 
 LEVELS = 256
 PLATEAU_DROP = 0.01
+MIDDLE = 128
+"""The threshold p ≥ ½."""
 
 Counts = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -90,9 +92,19 @@ class Curve:
     @property
     def plateau(self) -> Plateau:
         """The run of good thresholds that contains the best; of width 0 where there is nothing to score."""
-        at = self.best - 1
-        low, high = _run(self.surface_dice >= self.surface_dice[at] - PLATEAU_DROP, at)
+        low, high = self._good
         return Plateau(float(self.thresholds[low]) / 255, float(self.thresholds[high]) / 255)
+
+    @property
+    def chosen(self) -> int:
+        """The threshold of the plateau that is nearest to ½, which is where the loss puts it for organs not seen yet."""
+        low, high = self._good
+        return int(np.clip(MIDDLE, self.thresholds[low], self.thresholds[high]))
+
+    @property
+    def _good(self) -> tuple[int, int]:
+        at = self.best - 1
+        return _run(self.surface_dice >= self.surface_dice[at] - PLATEAU_DROP, at)
 
 
 def _run(good: npt.NDArray[np.bool_], at: int) -> tuple[int, int]:

@@ -1,0 +1,50 @@
+"""Memory follows the slab and the block, never the volume."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from perfuse import scoring
+from perfuse.bundle import Bundle
+from perfuse.contract import Contract, Forward, Network
+from perfuse.inference.prediction import prepare
+from perfuse.inference.slab import Engine
+
+SHAPES = ((64, 64, 64), (192, 64, 64), (1152, 64, 64))
+"""The first warms up: what compiling takes is not counted."""
+
+
+class Middle(torch.nn.Module):
+    """A network that holds no memory: its logit is the middle plane."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1]
+
+
+def test_prediction_and_scores_of_a_volume_six_times_as_deep(tmp_path: Path, make_scan: Any, tubes: Any) -> None:
+    forward = Forward(network=Network(), voxel_size_um=(10, 100), tile=64, axes=("z",), precision="fp32")
+    bundle = Bundle(Contract(forward=forward), {"weight": torch.zeros(1)}, {})
+    engine = Engine.of(Middle(), forward, "cpu", "fp32")
+    peaks = []
+    for shape in SHAPES:
+        image, mask = tubes(1, shape)
+        scan = make_scan(tmp_path, f"k{shape[0]}", image, {"human": mask})
+        del image, mask
+        tracemalloc.start()
+        prediction = prepare(scan.url, bundle, "soft")
+        for row in prediction.slabs():
+            prediction.run_slab(row, engine)
+        for task in prediction.writer().todo():
+            prediction.run_fuse(task)
+        prediction.finish(bundle)
+        predicted = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        scoring.evaluate(scan, "soft", "human", 128)
+        scoring.tune([scan], "soft", "human")
+        peaks.append((predicted, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    _, small, large = np.array(peaks)
+    assert (large < 1.3 * small).all(), f"bytes at {SHAPES}: {peaks}"

@@ -24,7 +24,7 @@ def test_a_network_answers_one_logit_a_pixel(architecture: str, planes: int) -> 
         ({"encoder": "resnet81"}, "resnet18"),
         ({"encoder": "tu-resnet81"}, "tu-resnet18"),
         ({"architecture": "unett"}, "unet, "),
-        ({"decoder_channels": (8, 8)}, "cannot be built"),
+        ({"decoder_channels": (8, 8, 8, 8, 8, 8)}, "cannot be built"),
         ({"architecture": "fpn"}, "decoder_channels"),
     ],
 )

@@ -93,14 +93,15 @@ def vesselnn() -> Recipe:
         update={
             "name": "vesselnn",
             "axes": ("z",),
-            "normalisation": Normalisation(knee=0.1),
+            "normalisation": Normalisation(knee=0.3),
             "voxel_size_range": 2.0,
             "crop": 192,
             "batch": 8,
-            "steps": 200,
-            "validate_every": 50,
+            "steps": 120,
+            "validate_every": 40,
+            "learning_rate": 1e-3,
             "ema_decay": 0.99,
-            "augmentation": Augmentation(zoom=1.6, intensity=0.3, gamma=1.0),
+            "augmentation": Augmentation(zoom=1.6, intensity=0.3, gamma=1.5),
             "tile": 256,
         }
     )

@@ -76,10 +76,10 @@ def quickstart() -> Recipe:
         network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(64, 48, 32, 16)),
         crop=128,
         batch=16,
-        steps=140,
-        validate_every=140,
+        steps=110,
+        validate_every=110,
         learning_rate=2e-3,
-        ema_decay=0.95,
+        ema_decay=0.94,
         tile=128,
     )
 

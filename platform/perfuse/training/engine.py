@@ -18,6 +18,7 @@ Report = Callable[[int, dict[str, float], dict[str, bytes]], None]
 """Called with the steps taken so far, metrics, and PNG pictures by name."""
 
 REPORT_EVERY = 10
+"""Steps; the first of a run is reported too."""
 
 
 def train(
@@ -37,6 +38,7 @@ def train(
     device = best_device()
     state = _State(job.recipe, checkpoints.load(job.folder), device)
     network = wrap(state.network)
+    first = state.step + 1
     for batch in batches(state.step):
         losses = _step(network, state, batch, job.recipe, device)
         due = state.step % job.recipe.validate_every == 0 or state.step == job.recipe.steps
@@ -47,7 +49,7 @@ def train(
             losses |= scores
         if rank == 0 and (due or state.step % job.recipe.checkpoint_every == 0):
             checkpoints.save(job.folder, state.as_dict())
-        if due or state.step % REPORT_EVERY == 0:
+        if due or state.step == first or state.step % REPORT_EVERY == 0:
             report(state.step, {k: float(v) for k, v in losses.items()}, pictures)
 
 

@@ -52,7 +52,7 @@ def test_two_workers_make_a_challenger_and_the_same_command_makes_no_other(
     assert bundle.lineage["key"] == job.key
     assert run.info.status == "FINISHED"
     assert run.data.params["recipe.network.encoder"] == "tu-test_resnet"
-    assert steps_of(run, "loss") == [8, 10, 16, 20, 24]
+    assert steps_of(run, "loss") == [1, 8, 10, 16, 20, 24]
     assert steps_of(run, "val_surface_dice") == [8, 16, 24]
     assert set(artifacts(run)) >= {"data.json", "threshold.json", "pictures"}
     assert artifacts(run, "pictures/c") == [f"pictures/c/step-{s:06d}.png" for s in (8, 16, 24)]

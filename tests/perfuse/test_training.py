@@ -77,7 +77,10 @@ def test_a_job_learns_validates_and_ends_as_a_bundle(undisturbed) -> None:
     job, reports, bundle = undisturbed
     assert is_finished(job)
     assert sorted(reports) == [1, 3, 6]
-    learning, validation = {"loss", "bce", "dice_loss", "learning_rate"}, {"val_dice", "val_surface_dice", "val_threshold"}
+    learning, validation = (
+        {"loss", "bce", "dice_loss", "learning_rate"},
+        {"val_dice", "val_surface_dice", "val_threshold"},
+    )
     assert set(reports[1]) == learning
     for step in (3, 6):
         assert set(reports[step]) >= learning | validation

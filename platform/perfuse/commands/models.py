@@ -63,12 +63,13 @@ def history(model: Model, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table(
-        "", "when", "who", "what", "version", "champion before", "why", title=f"{model}: champion {found['champion']}"
-    )
+    table = Table(title=f"{model}: champion {found['champion']}")
+    for heading in ("", "when (UTC)", "who", "what", "version", "before", "why"):
+        table.add_column(heading, no_wrap=heading == "when (UTC)")
     for entry in found["entries"]:
-        keys = ("when", "who", "action", "version", "champion_before", "reason")
-        table.add_row(str(entry["index"]), *(str(entry[k] or "") for k in keys))
+        when = entry["when"][:16].replace("T", " ")
+        keys = ("who", "action", "version", "champion_before", "reason")
+        table.add_row(str(entry["index"]), when, *(str(entry[k] or "") for k in keys))
     results.print(table)
     if found["broken_at"] is not None:
         results.print(f"The chain is broken at entry {found['broken_at']}: an entry was changed, added or removed.")

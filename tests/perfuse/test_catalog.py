@@ -135,8 +135,8 @@ def test_splits_explain_what_is_wrong() -> None:
 def test_selection_falls_on_one_dense_donor_with_all_its_specimens() -> None:
     scans: list[Scan] = [
         *(Known("a", "anna", "dense"), Known("b", "ben", "dense"), Known("c", "ben", "dense")),
-        *(Known("d", "dora", "sparse"), Known("e", "eve", "dense")),
+        *(Known("d", "dora", "sparse"), Known("e", "eve", "dense"), Known("f", "eve", "dense")),
     ]
     split = split_by_donor(scans, labels=["human"], holdout=["e"])
     assert [s.info.specimen for s in split.validation] == ["b", "c"]
-    assert [s.info.specimen for s in split.train] == ["a", "d"]
+    assert [s.info.specimen for s in split.train] == ["a", "d"], "f is of the donor that is left out"

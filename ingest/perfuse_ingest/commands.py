@@ -23,9 +23,12 @@ def parse_voxel_size(text: str) -> Spacing:
 def parse_index(text: str, what: str) -> Index3:
     """`Z,Y,X` as three integers."""
     try:
-        return index3([int(v) for v in text.split(",")])
+        index = index3([int(v) for v in text.split(",")])
     except ValueError as error:
         raise SourceError(f"{what} is three integers Z,Y,X; got {text!r}.") from error
+    if min(index) < 0:
+        raise SourceError(f"{what} is three integers Z,Y,X, none negative; got {text!r}.")
+    return index
 
 
 VoxelSize = Annotated[str, typer.Option(help="Voxel size in µm: one number, or Z,Y,X.")]
@@ -44,7 +47,9 @@ def register(app: typer.Typer) -> None:
 
 def phantom(
     out: Annotated[str, typer.Argument(help="Folder or URL for images/, labels/ and phantom.json.")],
-    shape: Annotated[str | None, typer.Option(help="Z,Y,X voxels; 128,256,256 when not given.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Z,Y,X voxels, at least 24 each; 128,256,256 when not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     from_mask: Annotated[str | None, typer.Option(help="Render this geometry: NIfTI, HDF5, TIFF or Zarr.")] = None,
     voxel_size_um: Annotated[float | None, typer.Option(help="Edge of a voxel, µm; 50, or the mask's own.")] = None,
@@ -57,6 +62,8 @@ def phantom(
     from perfuse_ingest.phantom import write_phantom
 
     size = None if shape is None else parse_index(shape, "--shape")
+    if voxel_size_um is not None:
+        parse_voxel_size(str(voxel_size_um))
     with progress("phantom, slices", 1) as advance:
         summary = write_phantom(
             out, shape_zyx=size, seed=seed, from_mask=from_mask, voxel_size_um=voxel_size_um, progress=advance.to
@@ -85,6 +92,8 @@ def ingest(
     from perfuse.console import results
     from perfuse_ingest.ingest import ingest as run
 
+    if labels is None and coverage != 1:
+        raise SourceError("--coverage is the share of the vessels that labels mark: give --labels, or leave it out.")
     info = run(
         source,
         scan_url,

@@ -7,7 +7,7 @@ import zarr
 from perfuse import __version__, locks, storage, volumes
 from perfuse.catalog import SUFFIX, Scan, ScanInfo
 from perfuse.console import progress, say
-from perfuse.errors import ScanError
+from perfuse.errors import ScanError, SourceError
 from perfuse.geometry import Spacing, index3
 from perfuse_ingest.labels import add_labels, check_request
 from perfuse_ingest.mask_sources import open_masks
@@ -42,6 +42,9 @@ def ingest(
     URL holds something else, BusyError when somebody else writes it, PlanError when a slab does not fit in memory.
     """
     url = _scan_url(scan_url)
+    for what, word in {"specimen": specimen, "organ": organ, "donor": donor or specimen}.items():
+        if not word.strip() or "," in word:
+            raise SourceError(f"The {what} is a name without commas; got {word!r}.")
     stack = open_stack(source)
     for name in stack.passed_over:
         say(f"passed over {name}: no image")
@@ -56,13 +59,18 @@ def ingest(
     with storage.reaching(url), locks.writing(url):
         info = _ingest_image(url, stack, levels, about, fits)
     if labels is not None:
-        add_labels(url, labels, name=labels_name, coverage=coverage)
+        try:
+            add_labels(url, labels, name=labels_name, coverage=coverage)
+        except SourceError as error:
+            raise SourceError(
+                f"{error} The image of {url} is complete: mend the mask and run the same again."
+            ) from error
     return info
 
 
 def _scan_url(scan_url: str) -> str:
     url = storage.normal(scan_url)
-    if not url.endswith(SUFFIX):
+    if not url.endswith(SUFFIX) or storage.name_of(url) == SUFFIX:
         raise ScanError(f"The name of a scan ends in {SUFFIX}: give {scan_url.rstrip('/')}{SUFFIX}, for example.")
     return url
 
@@ -119,7 +127,10 @@ def _insist_same(url: str, there: Request, asked: Request) -> None:
 def _prepared(url: str, stack: Stack, levels: list[volumes.Level], request: Request) -> zarr.Group:
     """The group with all its arrays: as an interrupted ingest of the same left it, else new and empty."""
     key = storage.digest_json(request)
-    if not _occupied(url) or volumes.open_group(url).attrs.get(PREPARED) != key:
+    there = volumes.open_group(url).attrs.get(PREPARED) if _occupied(url) else None
+    if there != key:
+        if there is not None:
+            say(f"{url} held an unfinished ingest of other slices, or with other settings: beginning anew")
         group = volumes.open_group(url, "w", attributes={BEGUN: request})
         volumes.create_pyramid(group, "", levels, stack.dtype)
         Measures.create(group.require_group("perfuse"), stack)

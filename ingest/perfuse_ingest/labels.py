@@ -1,6 +1,5 @@
 """Labels given by people: masks of two values become a uint8 label group of a scan."""
 
-import re
 from collections import defaultdict
 
 import numpy as np
@@ -10,16 +9,13 @@ from perfuse.catalog import LabelInfo, Scan
 from perfuse.console import progress, say
 from perfuse.errors import SourceError
 from perfuse.geometry import Box, Index3
-from perfuse.labels import LabelWriter, writer_for
+from perfuse.labels import LabelWriter, check_name, writer_for
 from perfuse_ingest.mask_sources import Mask, MaskSource, open_masks
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check_request(name: str, coverage: float) -> None:
     """SourceError unless name and coverage are such that a label can have."""
-    if not _NAME.fullmatch(name):
-        raise SourceError(f"A label's name is made of letters, digits, dots, dashes and underscores; got {name!r}.")
+    check_name(name)
     if not 0 < coverage <= 1:
         raise SourceError(
             f"Coverage is the share of the vessels that is marked, above 0 and at most 1; got {coverage}."
@@ -64,7 +60,7 @@ def add_labels(
 def _summary(about: LabelInfo, masks: MaskSource, foreground: float, digest: str) -> LabelInfo:
     if not foreground:
         raise SourceError(
-            f"The mask {masks.url} is empty: no voxel is marked, and a label needs some. Nothing was added."
+            f"The mask {masks.url} is empty: no voxel is marked, and a label needs some. No label was added."
         )
     return about.model_copy(update={"foreground": foreground, "digest": digest})
 

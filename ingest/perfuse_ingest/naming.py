@@ -11,6 +11,10 @@ from perfuse.errors import SliceError, SourceError
 _DIGITS = re.compile(r"(\d+)")
 
 
+UNFINISHED = "unfinished"
+"""A file that stands among slices while they are being written."""
+
+
 def in_order(folder: str, names: Sequence[str]) -> list[str]:
     """File names by slice number: the last number in a name that differs between the files, natural order.
 
@@ -65,8 +69,12 @@ def _double(folder: str, first: str, second: str) -> str:
 def slices_among(folder: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divide a folder's files into TIFF slices and what is passed over (texts, tables, hidden files).
 
-    Raises SourceError for images of another kind, and when there is no slice at all.
+    Raises SourceError for images of another kind, for a folder that is marked `UNFINISHED`, and when there is no slice.
     """
+    if UNFINISHED in names:
+        raise SourceError(
+            f"{folder} is unfinished: what wrote it was interrupted. Run that again; it completes the folder."
+        )
     strange = [n for n in names if PurePosixPath(n).suffix.lower() in _OTHER_IMAGES]
     if strange:
         raise SourceError(

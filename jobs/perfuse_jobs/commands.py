@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfuse.errors import PerfuseError
+
 if TYPE_CHECKING:
     from perfuse.catalog import LabelInfo
 
@@ -42,6 +44,7 @@ def train(
     from perfuse.recipes import load_recipe
     from perfuse_jobs import train as training
 
+    _check_workers(local, workers)
     loaded = load_recipe(recipe, settings or [])
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
     if as_json:
@@ -114,7 +117,13 @@ def submit(
         raise typer.Exit(code)
 
 
+def _check_workers(local: bool, workers: int) -> None:
+    if local and workers > 1:
+        raise PerfuseError("--local is one process, this one: leave out --workers, or --local.")
+
+
 def _predict(local: bool, workers: int) -> Any:
+    _check_workers(local, workers)
     if local:
         from perfuse.inference import predict_local
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from perfuse import sampling, storage
 from perfuse.errors import PerfuseError
 from perfuse.training import TrainingJob
-from perfuse_jobs.session import WORKER_CPUS, connect, quieten
+from perfuse_jobs.session import WORKER_CPUS, connect, quieten, refusal_in
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
@@ -134,8 +134,9 @@ def run_rank(config: dict[str, Any]) -> None:
 
     try:
         train(job, lambda first: batches(job, rank, world, first), rank=rank, report=report, wrap=prepare_model)
-    except PerfuseError as error:
-        config["reports"].put(error)
+    except Exception as error:
+        if refusal := refusal_in(error):
+            config["reports"].put(refusal)
         raise
 
 
@@ -145,6 +146,7 @@ def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterato
     import ray.data
     from ray.data import TaskPoolStrategy
 
+    quieten()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

@@ -10,9 +10,8 @@ from perfuse import locks, storage
 from perfuse.bundle import FILES, Bundle
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
-from perfuse.errors import PerfuseError
 from perfuse.inference.prediction import Prediction, Worker, already_done, prepare
-from perfuse_jobs.session import connect
+from perfuse_jobs.session import connect, quieten, refusal_in
 
 if TYPE_CHECKING:
     import ray.data
@@ -46,6 +45,7 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
         return
     import ray.data
 
+    quieten()
     ray.data.DataContext.get_current().enable_progress_bars = False
     ready = ray.data.from_items(rows, override_num_blocks=len(rows))
     with progress(what, len(rows)) as advance:
@@ -53,24 +53,17 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
             for _ in pipeline(ready).iter_rows():
                 advance()
         except Exception as error:  # noqa: BLE001 - Ray wraps what tasks raise
-            raise _cause(error) from None
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What was raised inside a task when it is meant for the user, else Ray's own error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, PerfuseError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+            raise refusal_in(error) or error from None
 
 
 def _slabs(rows: "ray.data.Dataset", prediction: Prediction, bundle: Bundle, actors: int) -> "ray.data.Dataset":
+    from ray.data import ActorPoolStrategy
+
     _lay_out(bundle, _bundle_url(prediction))
     settings = {"prediction": prediction.model_dump_json(), "threads": max(1, (os.cpu_count() or 1) // actors)}
     gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
-    return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, concurrency=actors, **gpu)
+    pool = ActorPoolStrategy(size=actors)
+    return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, compute=pool, **gpu)
 
 
 def _bundle_url(prediction: Prediction) -> str:
@@ -103,12 +96,14 @@ class SlabActor:
 
 
 def _fused(rows: "ray.data.Dataset", prediction: Prediction) -> "ray.data.Dataset":
+    from ray.data import TaskPoolStrategy
+
     return rows.map_batches(
         _fuse,
         fn_kwargs={"prediction": prediction.model_dump_json()},
         batch_size=1,
         num_cpus=ACTOR_CPUS,
-        concurrency=FUSE_AT_ONCE,
+        compute=TaskPoolStrategy(size=FUSE_AT_ONCE),
     )
 
 

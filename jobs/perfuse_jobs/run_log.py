@@ -25,7 +25,8 @@ class RunLog:
         return self
 
     def __call__(self, step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
-        """Log metrics and PNG pictures of a step."""
+        """Log metrics and PNG pictures of a step; waits for the run to be open, so that a server that is away shows at once."""
+        self.run()
         self._raise_failures([f for f in self._pending if f.done()])
 
         def write() -> None:

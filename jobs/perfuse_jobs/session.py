@@ -2,15 +2,19 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from perfuse import errors
 from perfuse.errors import PerfuseError, ServerError
 
 WORKER_CPUS = 0.5
 """Of a training worker. A whole one each would leave Ray Data none on small machines, and both would wait for ever."""
+
+_REFUSAL = re.compile(r"^perfuse\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 FEWEST_CPUS = 4
 """Logical, of a Ray in this process, whatever the machine has: for the same reason."""
@@ -51,14 +55,25 @@ def _muted() -> Iterator[None]:
 
 
 def quieten() -> None:
-    """No usage reports; no progress of Ray's beside ours; no warnings of Ray's about its own doings; patience."""
+    """No usage reports; no progress of Ray's beside ours; no warnings of Ray's about its own doings; patience.
+
+    Said again after `ray.data` is imported, which sets the levels of its logs.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for logger in ("ray.data", "ray.train"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    for logger, level in {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR}.items():
+        logging.getLogger(logger).setLevel(level)  # what Ray Data logs as an error, it raises too
     warnings.filterwarnings("ignore", module=r"ray\.")
+
+
+def refusal_in(error: BaseException) -> PerfuseError | None:
+    """What a task raised for the user, if that is what ended the work. Of a chain of errors Ray keeps the text alone."""
+    if isinstance(error, PerfuseError):
+        return error
+    told = _REFUSAL.findall(str(error))
+    return getattr(errors, told[-1][0])(told[-1][1]) if told else None
 
 
 def on_cluster() -> bool:

@@ -12,6 +12,7 @@ from perfuse.bundle import Bundle
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.console import progress, say
 from perfuse.errors import RecipeError
+from perfuse.labels import check_name
 from perfuse.locks import writing
 from perfuse.recipes import Recipe
 from perfuse.registry import record_evaluation, register
@@ -34,6 +35,7 @@ def train(recipe: Recipe, data_url: str, name: str, *, workers: int = 1, local: 
     workers: ranks of Ray Train. local: in this process, without Ray; the samples are the same. Returns models:/NAME/VERSION.
     Raises RecipeError or ScanError for what cannot be trained, BusyError when the same training runs elsewhere.
     """
+    check_name(name)
     if not local:
         check_shared("PERFUSE_STORAGE", "a URL for checkpoints that all nodes reach (s3://…)")
         check_shared("MLFLOW_TRACKING_URI", "the MLflow server")

@@ -9,6 +9,7 @@ import zarr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perfuse import storage, volumes
+from perfuse.console import say
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, Spacing
 
@@ -128,6 +129,23 @@ class Scan:
         self.label_info(name)
         return _array(self.group, f"labels/{name}/0")
 
+    def read_image(self, box: Box) -> npt.NDArray[Any]:
+        """Voxels of the image inside a box, [z, y, x]; ScanError when a stored chunk is damaged."""
+        return self._read(self.image, box)
+
+    def read_label(self, name: str, box: Box) -> npt.NDArray[np.uint8]:
+        """Voxels of a label inside a box, [z, y, x]; ScanError when there is no such label or a stored chunk is damaged."""
+        return self._read(self.label(name), box)
+
+    def _read(self, array: zarr.Array[Any], box: Box) -> npt.NDArray[Any]:
+        try:
+            return np.asarray(array[box.slices])
+        except (ValueError, RuntimeError) as error:  # what the codecs raise: a wrong checksum, a torn block
+            raise ScanError(
+                f"{self.url} is damaged: {array.path}, voxels {box.start} to {box.stop} (z, y, x), cannot be decoded ({error}). "
+                f"Say: perfuse scan verify {self.url}"
+            ) from error
+
     def histogram(self) -> npt.NDArray[np.int64]:
         """Exact counts per intensity of level 0: 256 bins for uint8, 65,536 for uint16."""
         return np.asarray(_array(self.group, "perfuse/histogram")[:], np.int64)
@@ -146,7 +164,7 @@ class Scan:
         info = self.label_info(name)
         known = np.ones(box.shape, np.bool_)
         if info.kind == "sparse":
-            marked = (np.asarray(self.label(name)[box.slices]) if values is None else values) > 0
+            marked = (self.read_label(name, box) if values is None else values) > 0
             known = marked | self._outside_organ(box)
         if info.box is not None:
             given = np.zeros(box.shape, np.bool_)
@@ -159,7 +177,7 @@ class Scan:
     def _outside_organ(self, box: Box) -> npt.NDArray[np.bool_]:
         if ORGAN not in self.labels():
             return np.zeros(box.shape, np.bool_)
-        outside: npt.NDArray[np.bool_] = np.asarray(self.label(ORGAN)[box.slices]) == 0
+        outside: npt.NDArray[np.bool_] = self.read_label(ORGAN, box) == 0
         return outside
 
 
@@ -208,7 +226,8 @@ def find_scans(root_url: str) -> list[Scan]:
 def _complete(url: str) -> Iterable[Scan]:
     try:
         return [Scan.open(url)]
-    except ScanError:
+    except ScanError as error:
+        say(f"passed over: {error}")
         return []
 
 

@@ -45,10 +45,10 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line: user errors end with exit code 2 and one message."""
+    """Run the command line: user errors, and those of disks and networks, end with exit code 2 and one message."""
     try:
         build()()
-    except PerfuseError as error:
+    except (PerfuseError, OSError) as error:
         say(f"Error: {error}")
         sys.exit(2)
 

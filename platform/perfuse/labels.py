@@ -1,5 +1,6 @@
 """Writing a label group: an OME-Zarr label pyramid whose level 0 is written shard by shard, each by one task."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,23 @@ IMAGE_LABEL = {
 """How a viewer shows a label, and of which image it is: metadata of OME-Zarr."""
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_name(name: str) -> None:
+    """ScanError unless a label, and with it a model, can have this name: it becomes part of paths."""
+    if not _NAME.fullmatch(name):
+        raise ScanError(
+            f"A name is made of letters, digits, dots, dashes and underscores, and begins with a letter or digit; got {name!r}."
+        )
+
+
+def check_output(scan: Scan, name: str) -> None:
+    """ScanError unless a model may write a label of this name: one that a person gave is never overwritten."""
+    check_name(name)
+    _refuse_human(scan.group.get(f"labels/{name}"), name, scan.url)
+
+
 class LabelWriter:
     """One label of a scan in the making. Unfinished until `finish`; a killed one goes on where it stopped.
 
@@ -31,6 +49,7 @@ class LabelWriter:
     def __init__(
         self, scan_url: str, shape_zyx: Index3, voxel_size_um: tuple[float, float, float], name: str, key: str
     ):
+        check_name(name)
         self.scan_url, self.name, self.key = storage.normal(scan_url), name, key
         self.levels = volumes.pyramid_levels(shape_zyx, voxel_size_um)
         root = volumes.open_group(self.scan_url, "r+")

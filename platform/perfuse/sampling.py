@@ -118,10 +118,10 @@ def _read(job: TrainingJob, source: Source, scan: Scan, axis: int, box: Box) -> 
     start, stop = box.start[axis], box.stop[axis]
     spans = [(a, b) for i, (a, b) in enumerate(zip(box.start, box.stop, strict=True)) if i != axis]
     wide = along_axis(axis, (max(start - halo, 0), min(stop + halo, depth)), spans[0], spans[1])
-    raw = np.asarray(scan.image[wide.slices])
+    raw = scan.read_image(wide)
     image = normalise(raw, _window(source, job.recipe.normalisation), job.recipe.normalisation)
     missing = [(halo - (start - wide.start[axis]), halo - (wide.stop[axis] - stop)), (0, 0), (0, 0)]
-    label = np.asarray(scan.label(source.label)[box.slices])
+    label = scan.read_label(source.label, box)
     known = np.moveaxis(scan.read_known(source.label, box, label), axis, 0)
     target = np.moveaxis(label, axis, 0)
     return Brick(

@@ -47,6 +47,8 @@ class Evaluation:
     scan_url: str
     prediction: str
     truth: str
+    truth_kind: str
+    """dense or sparse: given by people; soft: made by a model."""
     data_digest: str
     """Identity of the voxels and the truth: scores are comparable when it is equal."""
     model: str
@@ -78,7 +80,7 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
     """
     info, known = scan.label_info(prediction), scan.label_info(truth)
     at = threshold if threshold is not None else _own_threshold(info)
-    voxels, surface = _counts(scan, truth, lambda box: np.asarray(scan.label(prediction)[box.slices]) >= at)
+    voxels, surface = _counts(scan, truth, lambda box: scan.read_label(prediction, box) >= at)
     dense = known.kind != "sparse"
     dice_bounds, precision_bounds = _bounds(voxels, known.coverage if not dense else 1.0)
     return Evaluation(
@@ -86,6 +88,7 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
         scan_url=scan.url,
         prediction=prediction,
         truth=truth,
+        truth_kind=known.kind,
         data_digest=data_digest(scan, known),
         model=info.model.uri if info.model else "",
         threshold=at / 255,
@@ -145,7 +148,7 @@ def _cutter(scan: Scan, box: Box) -> Callable[..., npt.NDArray[Any]]:
 
 
 def _truth(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
-    return np.asarray(scan.label(truth)[box.slices]) >= np.uint8(128)
+    return scan.read_label(truth, box) >= np.uint8(128)
 
 
 def _known(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
@@ -157,7 +160,7 @@ def _known(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
 def _organ(scan: Scan, box: Box) -> npt.NDArray[np.bool_]:
     if ORGAN not in scan.labels():
         return np.ones(box.shape, np.bool_)
-    return np.asarray(scan.label(ORGAN)[box.slices]) >= np.uint8(128)
+    return scan.read_label(ORGAN, box) >= np.uint8(128)
 
 
 def _counts(
@@ -188,13 +191,13 @@ def _baseline(scan: Scan, truth: str) -> Baseline:
     """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice."""
     counts = np.zeros((2, len(scan.histogram())), np.int64)
     for box in _blocks(scan, f"baseline {scan.info.id}"):
-        image, known = np.asarray(scan.image[box.slices]), _known(scan, truth, box)
+        image, known = scan.read_image(box), _known(scan, truth, box)
         marked = _truth(scan, truth, box)
         for value in (0, 1):
             counts[value] += np.bincount(image[known & (marked == value)], minlength=counts.shape[1])
     candidates = _candidates(counts.sum(0))
     best, at, bright = max(candidates, key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2])))
-    _, surface = _counts(scan, truth, lambda box: (np.asarray(scan.image[box.slices]) > at) == bright)
+    _, surface = _counts(scan, truth, lambda box: (scan.read_image(box) > at) == bright)
     return Baseline(best, _threshold_dice(counts, at, bright=bright), surface.surface_dice)
 
 

@@ -45,8 +45,10 @@ def split_by_donor(
     _check_disjoint(rest, chosen, held)
     if not rest or not chosen:
         raise RecipeError(
-            f"Training needs labelled scans of at least two donors (one to train on, one to select by); found "
-            f"{len({s.info.donor for s in free})} with labels {', '.join(labels)} after holding out {list(holdout)}."
+            f"Training needs labelled scans of at least two donors (one to train on, one densely labelled to select by); "
+            f"found {len({s.info.donor for s in free})} donors with a label named {' or '.join(labels)}"
+            f"{' besides the held out ' + ', '.join(holdout) if holdout else ''}. Add labels (`perfuse labels add`), or "
+            "say whose organs these are when you ingest them (--donor)."
         )
     return Split(train=tuple(rest), validation=tuple(chosen), holdout=tuple(held))
 

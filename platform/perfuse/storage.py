@@ -51,7 +51,10 @@ def filesystem(url: str) -> fsspec.AbstractFileSystem:
     """The filesystem that serves a URL; it asks the server each time, because other processes write too."""
     protocol = url.split("://", 1)[0] if is_remote(url) else "file"
     options: dict[str, Any] = {"auto_mkdir": True} if protocol == "file" else {"use_listings_cache": False}
-    return fsspec.filesystem(protocol, **options)
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except (ValueError, ImportError) as error:
+        raise PerfuseError(f"{url} cannot be opened: {error}. Give a path, or a URL as s3://bucket/…") from error
 
 
 @contextmanager

@@ -64,7 +64,13 @@ def client() -> "MlflowClient":
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    return mlflow.MlflowClient(uri, uri)
+    try:
+        return mlflow.MlflowClient(uri, uri)
+    except mlflow.exceptions.MlflowException as error:
+        raise ServerError(
+            f"MLflow cannot use MLFLOW_TRACKING_URI={shown(uri)}. Give http(s)://HOST:PORT, or unset it: then perfuse keeps "
+            "runs in SQLite in its work folder."
+        ) from error
 
 
 def experiment_id(name: str = EXPERIMENT) -> str:

@@ -48,6 +48,11 @@ def open_group(
             return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3, attributes=attributes)
         except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
             raise ScanError(f"{url} is not a Zarr group. Give the URL of a scan, e.g. data/kidney.ome.zarr.") from error
+        except ValueError as error:
+            raise ScanError(
+                f"The metadata of {url} (zarr.json) are damaged: {error}. Restore that file, or remove the scan and ingest "
+                "it again."
+            ) from error
 
 
 def _store(url: str, mode: str) -> LocalStore | FsspecStore:

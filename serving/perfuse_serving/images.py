@@ -68,7 +68,7 @@ def _decode_npy(data: bytes) -> Voxels:
         version = np.lib.format.read_magic(stream)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran_order, dtype = readers[version](stream)
-    except (KeyError, ValueError) as error:
+    except Exception as error:
         raise RequestError(400, f"The NPY file's header cannot be read; send {_ALLOWED}.") from error
     _check(shape, dtype)
     if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:

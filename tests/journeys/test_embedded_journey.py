@@ -153,6 +153,15 @@ PREDICT = ("predict", "scans/c.ome.zarr", "--output", "no", "--model")
         ((*TRAIN, "--set", "network.encoder=resnet19"), "resnet18"),
         ((*TRAIN, "--set", "holdout=kidney9"), "There are: a, b, c"),
         (("promote", "nobody", "1"), "no model 'nobody'"),
+        ((*PREDICT[:2], "--output", "", "--model", "models:/organs/1"), "A name is made of"),
+        ((*PREDICT[:2], "--output", "../../no", "--model", "models:/organs/1"), "A name is made of"),
+        ((*PREDICT[:2], "--output", "human", "--model", "models:/organs/1"), "was given by a person"),
+        ((*TRAIN, "--name", "a/b"), "A name is made of"),
+        ((*TRAIN, "--workers", "2"), "leave out --workers"),
+        (("phantom", "s3://nowhere/p"), "Cannot reach the store"),
+        (("phantom", "/proc/p"), "/proc/p"),
+        (("phantom", "p", "--voxel-size-um", "-3"), "above 0"),
+        (("scan", "ls", "foo://nowhere"), "Protocol not known"),
     ],
 )
 def test_bad_input_is_one_message_that_says_what_to_do(

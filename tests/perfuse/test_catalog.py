@@ -78,7 +78,9 @@ def test_a_summary_of_another_version_is_an_error_with_a_sentence(tmp_path: Path
         Scan.open(scan.url)
 
 
-def test_scans_are_found_and_unfinished_ones_are_not(tmp_path: Path, make_scan: MakeScan) -> None:
+def test_scans_are_found_and_unfinished_ones_are_not(
+    tmp_path: Path, make_scan: MakeScan, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ScanError, match="No complete scans"):
         find_scans(str(tmp_path))
     for specimen in ("b", "a"):
@@ -86,6 +88,9 @@ def test_scans_are_found_and_unfinished_ones_are_not(tmp_path: Path, make_scan: 
     zarr.create_group(tmp_path / "c.ome.zarr")
     (tmp_path / ".a.ome.zarr.scan.lock").touch()
     assert [s.info.id for s in find_scans(str(tmp_path))] == ["a", "b"]
+    (tmp_path / "b.ome.zarr" / "zarr.json").write_text("{")
+    assert [s.info.id for s in find_scans(str(tmp_path))] == ["a"]
+    assert "b.ome.zarr (zarr.json) are damaged" in capsys.readouterr().err
 
 
 class Known(Scan):

@@ -13,6 +13,8 @@ from perfuse.errors import RegistryError, ServerError
 from perfuse.models import build
 from perfuse.registry.ledger import START, Entry, broken_at, champions
 from perfuse.registry.policy import Policy, Score, decide
+from perfuse.registry.scores import record_evaluation
+from perfuse.scoring import Baseline, Evaluation
 
 TINY = Network(encoder="resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
 
@@ -57,6 +59,25 @@ def test_first_champion_meets_minimums_only():
     assert "0.2900" in decide(by_data(score("a", 0.29)), None, policy).reason
     assert "no scores" in decide({}, None, policy).reason
     assert not decide(by_data(score("a", float("nan"))), None, policy).accepted
+
+
+def test_a_score_against_what_a_model_made_is_not_kept(monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        "perfuse.registry.scores.record_scores", lambda uri, score: kept.append((uri, score.surface_dice))
+    )
+    monkeypatch.setattr("perfuse.registry.scores.scores_of", lambda name, version: {})
+    monkeypatch.setattr("perfuse.registry.bundles.version_of", lambda uri: ("m", "1"))
+    for kind in ("soft", "sparse", "dense"):
+        record_evaluation(evaluation(kind), kind="test")
+    assert kept == [("models:/m/1", 0.5)]
+
+
+def evaluation(truth_kind: str) -> Evaluation:
+    same = {"scan": "a", "scan_url": "a", "prediction": "p", "truth": "t", "data_digest": "d", "model": "models:/m/1"}
+    numbers = dict.fromkeys(("threshold", "dice", "precision", "recall", "fbeta", "surface_dice"), 0.5)
+    counts = {"truth_voxels": 1, "predicted_voxels": 1, "dice_bounds": (0.5, 0.5), "precision_bounds": (0.5, 0.5)}
+    return Evaluation(**same, **numbers, **counts, truth_kind=truth_kind, baseline=Baseline("none", 0, 0))
 
 
 def test_validation_scores_stand_in_only_where_there_are_no_test_scores():

@@ -11,7 +11,7 @@ import zarr
 
 from perfuse import volumes
 from perfuse.catalog import LabelInfo, Scan
-from perfuse.errors import ScanError, ShapeMismatchError, SourceError
+from perfuse.errors import PerfuseError, ScanError, ShapeMismatchError, SourceError
 from perfuse.verify import damaged
 from perfuse_ingest.ingest import ingest
 from perfuse_ingest.labels import add_labels
@@ -120,7 +120,7 @@ def test_what_is_no_mask_is_refused(tmp_path: Path, scan_url: str, stack_folder:
 
 def test_names_and_coverage_are_checked(scan_url: str) -> None:
     for name, coverage, why in [("../0", 1.0, "name is made of"), ("", 1.0, "name is made of"), ("a", 0.0, "above 0")]:
-        with pytest.raises(SourceError, match=why):
+        with pytest.raises(PerfuseError, match=why):
             add_labels(scan_url, "absent", name=name, coverage=coverage)
 
 

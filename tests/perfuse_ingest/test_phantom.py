@@ -15,6 +15,7 @@ import tifffile
 from perfuse.errors import PerfuseError, SourceError
 from perfuse_ingest.phantom import PhantomSummary, write_phantom
 from perfuse_ingest.phantom.organ import Envelope
+from perfuse_ingest.stack import open_stack
 
 SHAPE = (64, 128, 128)
 DATA = Path(os.environ.get("PERFUSE_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -165,7 +166,7 @@ def drop_slices(out: str) -> None:
     """What is written leaves the process, as it would on a disk."""
     fs, path = fsspec.core.url_to_fs(out)
     for kind in ("images", "labels"):
-        for file in fs.ls(f"{path}/{kind}", detail=False):
+        for file in fs.glob(f"{path}/{kind}/*.tif"):
             fs.rm(file)
 
 
@@ -193,6 +194,9 @@ def test_an_interrupted_run_is_finished(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         write_phantom(str(broken), shape_zyx=(24, 24, 24), progress=interrupt)
+    for folder in ("images", "labels"):
+        with pytest.raises(SourceError, match="is unfinished"):
+            open_stack(str(broken / folder))
     assert not (broken / "phantom.json").exists()
     for folder in (whole, broken):
         write_phantom(str(folder), shape_zyx=(24, 24, 24))

@@ -14,7 +14,7 @@ import torch
 from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import PerfuseError
+from perfuse.errors import PerfuseError, ScanError
 from perfuse.inference import predict_local, prepare
 from perfuse.models import build
 from perfuse_jobs.predict import predict_ray
@@ -89,3 +89,17 @@ def test_kill_and_again(scan_url: str) -> None:
     predict_local(scan_url, bundle(), "undisturbed")
     scan = Scan.open(scan_url)
     np.testing.assert_array_equal(scan.label("killed")[:], scan.label("undisturbed")[:])
+
+
+def test_a_damaged_scan_is_one_message_also_from_an_actor(scan_url: str) -> None:
+    import ray
+
+    shard = next(path for path in Path(scan_url, "0", "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    try:
+        for predict in (predict_local, predict_ray):
+            with pytest.raises(ScanError, match=r"p\.ome\.zarr is damaged.*\n?.*perfuse scan verify") as raised:
+                predict(scan_url, bundle(), "vessels")
+            assert "\n" not in str(raised.value)
+    finally:
+        ray.shutdown()

@@ -60,6 +60,7 @@ REFUSED = {
     "no voxel": (npy(SLICE[:0]), 422),
     "colour": (tiff(np.zeros((8, 8, 3), np.uint8), photometric="rgb"), 422),
     "pickled": (npy(np.array([[{}]], object), allow_pickle=True), 422),
+    "NPY with a torn header": (npy(SLICE)[:10] + b"{'descr': (" + npy(SLICE)[21:], 400),
     "truncated NPY": (npy(SLICE)[:-3], 400),
     "NPY with more": (npy(SLICE) + b"more", 400),
     "NPY header alone": (npy(SLICE)[:40], 400),

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import fsspec
 import numpy as np
 import tifffile
 
+from perfuse import storage
 from perfuse.errors import ShapeMismatchError, SourceError
 from perfuse_ingest.masks import MaskVolume, content_digest, open_mask
+from perfuse_ingest.naming import UNFINISHED
 from perfuse_ingest.phantom.geometry import Geometry, MaskGeometry, TreeGeometry
 from perfuse_ingest.phantom.organ import Envelope
 from perfuse_ingest.phantom.render import Renderer
@@ -36,6 +37,7 @@ _SLAB_BYTES = 64 * 2**20
 """Roughly what the float arrays of a slab may take."""
 _BYTES_PER_VOXEL = 40
 _DONE, _BEGUN = "phantom.json", "phantom.begun.json"
+_FOLDERS = ("images", "labels")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def write_phantom(
         mask = files.enter_context(open_mask(from_mask)) if from_mask is not None else None
         digest = content_digest(from_mask) if from_mask is not None else None
         request = _request(mask, shape_zyx, seed, voxel_size_um, digest)
-        return _write_request(_Folder(out), request, mask, slab_planes, progress)
+        with storage.reaching(out):
+            return _write_request(_Folder(out), request, mask, slab_planes, progress)
 
 
 def _write_request(
@@ -173,7 +176,8 @@ class _Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._fs, self._path = fsspec.core.url_to_fs(self.url)
+        self._fs = storage.filesystem(self.url)
+        self._path = str(self._fs._strip_protocol(self.url))
 
     def standing(self, request: _Request) -> PhantomSummary | None:
         """The summary where this phantom stands; None where it can be written; an error where something else is."""
@@ -189,11 +193,15 @@ class _Folder:
         return None
 
     def begin(self, request: _Request) -> None:
-        for folder in ("images", "labels"):
-            self._fs.makedirs(f"{self._path}/{folder}", exist_ok=True)
+        self._fs.makedirs(self._path, exist_ok=True)
         self._write(_BEGUN, json.dumps(asdict(request)).encode())
+        for folder in _FOLDERS:
+            self._fs.makedirs(f"{self._path}/{folder}", exist_ok=True)
+            self._write(f"{folder}/{UNFINISHED}", b"")
 
     def finish(self, summary: PhantomSummary) -> None:
+        for folder in _FOLDERS:
+            self._fs.rm_file(f"{self._path}/{folder}/{UNFINISHED}")
         self._write(_DONE, (json.dumps(asdict(summary), indent=2) + "\n").encode())
         self._fs.rm(f"{self._path}/{_BEGUN}")
 

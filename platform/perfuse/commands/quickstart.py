@@ -52,7 +52,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def quickstart(
-        workdir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("perfuse-work"),
+        workdir: Annotated[Path, typer.Option(envvar="PERFUSE_WORKDIR", help="Where everything goes.")] = Path(
+            "perfuse-work"
+        ),
     ) -> None:
         """The whole main job on four phantom organs, on this machine: under 5 minutes on two cores.
 

@@ -82,9 +82,16 @@ def show(scan_url: ScanUrl, as_json: Json = False) -> None:
         if isinstance(value, dict):
             value = "\n".join(f"{k}: {v:g}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
         elif key == "labels":
-            value = "\n".join(f"{x['name']}: {x['kind']}, {x['foreground']:.2%} vessel" for x in value) or "none"
+            value = "\n".join(_label_line(x) for x in value) or "none"
         table.add_row(key, str(value))
     results.print(table)
+
+
+def _label_line(label: dict[str, Any]) -> str:
+    line = f"{label['name']}: {label['kind']}, {label['foreground']:.2%} of the scan is vessel"
+    if label["coverage"] < 1:
+        line += f", coverage {label['coverage']:g}"
+    return f"{line}, given from {label['box'][0]} to {label['box'][1]}" if label["box"] else line
 
 
 def verify(scan_url: ScanUrl, as_json: Json = False) -> None:
@@ -101,7 +108,8 @@ def verify(scan_url: ScanUrl, as_json: Json = False) -> None:
         print_json({"checked": checked, "damaged": wrong})
     if wrong:
         raise ScanError(
-            f"{scan_url}: {len(wrong)} of {checked} parts differ from what was written: {'; '.join(wrong[:5])}."
+            f"{scan_url}: {len(wrong)} of {checked} parts differ from what was written: {'; '.join(wrong[:5])}. Restore "
+            "them from a copy, or write them again: labels under the same name, an image at another URL."
         )
     if not as_json:
         results.print(f"{scan_url}: all {checked} parts are as they were written", soft_wrap=True)

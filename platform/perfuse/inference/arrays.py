@@ -24,7 +24,7 @@ def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: B
 
     The box is taken as a volume of its own: near its faces the network sees edges that the scan has not.
     """
-    voxels = normalise(np.asarray(scan.image[box.slices]), bounds(scan, forward.normalisation), forward.normalisation)
+    voxels = normalise(scan.read_image(box), bounds(scan, forward.normalisation), forward.normalisation)
     return _fused(network, forward, voxels, ["zyx".index(a) for a in forward.axes])
 
 

@@ -20,7 +20,7 @@ from perfuse.errors import PlanError, ScanError
 from perfuse.geometry import Box, along_axis, index3, move_axis, runs, tile_starts
 from perfuse.inference.logits import Logits, fuse
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
-from perfuse.labels import LabelWriter, writer_for
+from perfuse.labels import LabelWriter, check_output, writer_for
 from perfuse.models import Precision, best_device, resolve_precision
 from perfuse.normalisation import bounds, normalise
 
@@ -113,7 +113,7 @@ class Prediction(Frozen):
         window = bounds(scan, self.forward.normalisation)
 
         def read(box: Box) -> npt.NDArray[np.float32]:
-            return normalise(np.asarray(scan.image[box.slices]), window, self.forward.normalisation)
+            return normalise(scan.read_image(box), window, self.forward.normalisation)
 
         scratch = self._scratch(row["axis"])
         rows = rows_of_logits(engine, read, scan.shape_zyx, row["axis"], (row["start"], row["stop"]))
@@ -130,7 +130,7 @@ class Prediction(Frozen):
         axes = ["zyx".index(name) for name in self.forward.axes]
         soft = fuse([self._scratch(axis).read(box) for axis in axes])
         if self.keep is not None:
-            human = np.asarray(Scan.open(self.scan_url).label(self.keep)[box.slices])
+            human = Scan.open(self.scan_url).read_label(self.keep, box)
             soft = np.maximum(soft, human)
         writer.write(task, soft)
 
@@ -218,10 +218,11 @@ def prepare(
     """Check scan against contract, choose device and precision, and give the work its key.
 
     keep: a label of the scan whose marked voxels stay vessel. memory_bytes: what an actor may use, for PlanError.
-    Raises ContractError for a voxel size that the contract forbids, ScanError for a missing scan or label, PlanError when
-    a slab does not fit in memory.
+    Raises ContractError for a voxel size that the contract forbids, ScanError for a missing scan or label, or an output
+    that cannot be written, PlanError when a slab does not fit in memory.
     """
     scan = Scan.open(scan_url)
+    check_output(scan, output)
     forward = bundle.contract.forward
     forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
     _check_fits(plan(scan, forward), memory_bytes)

@@ -20,8 +20,12 @@ def record_scores(uri: str, score: Score) -> None:
 
 
 def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test"]) -> None:
-    """Keep an evaluation with the version that made the prediction; others, and scores of sparse truth, are passed over."""
-    if not scores.model.startswith("models:/") or scores.surface_dice != scores.surface_dice:
+    """Keep an evaluation with the version that made the prediction.
+
+    Passed over are predictions of no registered model, truth that is sparse or itself a model's, and truth without vessels.
+    """
+    undefined = scores.surface_dice != scores.surface_dice
+    if not scores.model.startswith("models:/") or scores.truth_kind != "dense" or undefined:
         return
     name, version = bundles.version_of(scores.model)
     trained_on = scores.data_digest in scores_of(name, version) and scores_of(name, version)[scores.data_digest].kind

@@ -37,11 +37,11 @@ def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[
     scan = Scan.open(source.url)
     box = middle(scan.shape_zyx)
     soft = probability(network, job.forward(), scan, box)
-    values = np.asarray(scan.label(source.label)[box.slices])
+    values = scan.read_label(source.label, box)
     truth, known = values >= 128, scan.read_known(source.label, box, values)
     counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1), known=np.pad(known, 1, constant_values=True))
     k = soft.shape[0] // 2
-    image = np.asarray(scan.image[box.slices])[k]
+    image = scan.read_image(box)[k]
     return counts, one_slice(image, truth[k], soft[k])
 
 

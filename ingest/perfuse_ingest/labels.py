@@ -14,7 +14,7 @@ from perfuse_ingest.mask_sources import Mask, MaskSource, open_masks
 
 
 def check_request(name: str, coverage: float) -> None:
-    """SourceError unless name and coverage are such that a label can have."""
+    """ScanError or SourceError unless name and coverage are such that a label can have."""
     check_name(name)
     if not 0 < coverage <= 1:
         raise SourceError(
@@ -30,7 +30,7 @@ def add_labels(
     source: TIFF masks of {0, 1}, {0, 254} or {0, 255} (one a slice, or multi-page), or a NIfTI, HDF5 or Zarr mask.
     at_zyx: where the first voxel of a part lies; outside the part the label is unknown.
     coverage: share of the vessels that is marked; below 1 the label is sparse: what is not marked is unknown.
-    Raises ShapeMismatchError; SourceError for other values, or no vessel at all; ScanError when the name is taken.
+    Raises ShapeMismatchError; SourceError for other values, or no vessel at all; ScanError when the name is taken or cannot be one.
     """
     check_request(name, coverage)
     scan = Scan.open(scan_url)

@@ -10,7 +10,6 @@ from perfuse.errors import SliceError, SourceError
 
 _DIGITS = re.compile(r"(\d+)")
 
-
 UNFINISHED = "unfinished"
 """A file that stands among slices while they are being written."""
 

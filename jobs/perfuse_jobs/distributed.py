@@ -142,7 +142,6 @@ def run_rank(config: dict[str, Any]) -> None:
 
 def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:
     """A rank's batches, in order, from its own Ray Data pipeline: descriptors of groups of steps in, steps out."""
-    quieten()
     import ray.data
     from ray.data import TaskPoolStrategy
 

@@ -14,10 +14,10 @@ from perfuse.errors import PerfuseError, ServerError
 WORKER_CPUS = 0.5
 """Of a training worker. A whole one each would leave Ray Data none on small machines, and both would wait for ever."""
 
-_REFUSAL = re.compile(r"^perfuse\.errors\.(\w+): (.+)$", re.MULTILINE)
-
 FEWEST_CPUS = 4
 """Logical, of a Ray in this process, whatever the machine has: for the same reason."""
+
+_REFUSAL = re.compile(r"^perfuse\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 
 def connect(workers: int = 1) -> None:
@@ -69,11 +69,13 @@ def quieten() -> None:
 
 
 def refusal_in(error: BaseException) -> PerfuseError | None:
-    """What a task raised for the user, if that is what ended the work. Of a chain of errors Ray keeps the text alone."""
+    """What a task raised for the user, if that is what ended the work. Of an error in another process Ray keeps the text alone."""
+    if told := _REFUSAL.findall(str(error)):  # first, for Ray's copy of an error is of the error's class too
+        kind: type[PerfuseError] = getattr(errors, told[-1][0])
+        return kind(told[-1][1])
     if isinstance(error, PerfuseError):
         return error
-    told = _REFUSAL.findall(str(error))
-    return getattr(errors, told[-1][0])(told[-1][1]) if told else None
+    return refusal_in(error.__cause__) if error.__cause__ is not None else None
 
 
 def on_cluster() -> bool:

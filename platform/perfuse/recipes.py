@@ -70,7 +70,7 @@ class Recipe(Frozen):
 
 
 def quickstart() -> Recipe:
-    """Phantoms on two cores: a minute a round. Random initial weights, so that it runs without a network."""
+    """Phantoms on two cores: a minute and a half a round. Random initial weights, so that it runs without a network."""
     return Recipe(
         name="quickstart",
         network=Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(64, 48, 32, 16)),

@@ -119,11 +119,11 @@ def tune(scans: Sequence[Scan], prediction: str, truth: str) -> Curve:
 
 
 def _curve_counts(scan: Scan, prediction: str, truth: str, box: Box) -> CurveCounts:
-    cut, soft = _cutter(scan, box), scan.label(prediction)
+    cut = _cutter(scan, box)
     z, y, x = (int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
     return curve_counts(
         cut(lambda b: _truth(scan, truth, b)),
-        cut(lambda b: np.asarray(soft[b.slices], np.uint8)),
+        cut(lambda b: scan.read_label(prediction, b)),
         tail_zyx=(z, y, x),
         known=cut(lambda b: _known(scan, truth, b), 1),
     )

@@ -5,6 +5,7 @@ task each; a done-mark then records the SHA-256 of the stored bytes (Zarr omits 
 an empty shard from a lost one).
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,6 +37,9 @@ COARSEST = 64
 numcodecs.blosc.use_threads = False  # more threads than one give other bytes each time; chunks run in parallel instead
 
 
+_NO_GROUP = (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError)
+
+
 def open_group(
     url: str, mode: Literal["r", "r+", "a", "w"] = "r", *, attributes: dict[str, Any] | None = None
 ) -> zarr.Group:
@@ -46,9 +50,9 @@ def open_group(
     with storage.reaching(url):
         try:
             return zarr.open_group(_store(url, mode), mode=mode, zarr_format=3, attributes=attributes)
-        except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
+        except (FileNotFoundError, NotADirectoryError, *_NO_GROUP) as error:
             raise ScanError(f"{url} is not a Zarr group. Give the URL of a scan, e.g. data/kidney.ome.zarr.") from error
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             raise ScanError(
                 f"The metadata of {url} (zarr.json) are damaged: {error}. Restore that file, or remove the scan and ingest "
                 "it again."
@@ -58,6 +62,7 @@ def open_group(
 def _store(url: str, mode: str) -> LocalStore | FsspecStore:
     if not storage.is_remote(url):
         return LocalStore(storage.local_path(url), read_only=mode == "r")
+    storage.filesystem(url)  # which says what is wrong with a URL that cannot be opened
     return FsspecStore.from_url(url, read_only=mode == "r", storage_options={"use_listings_cache": False})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from perfuse import tracking
 from perfuse.catalog import Scan
-from perfuse.errors import ServerError
+from perfuse.errors import ScanError, ServerError
 from perfuse.recipes import Recipe
 from perfuse.registry import load_bundle, scores_of
 from perfuse.training import TrainingJob, plan_job
@@ -118,3 +119,17 @@ def test_an_mlflow_that_is_away_is_named(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ServerError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         verb("train", "quickstart", "--data", scans, *tiny_settings, "--local")
+
+
+def test_a_damaged_scan_is_one_message_also_from_a_cutter(
+    tiny: Recipe, scans: Path, tmp_path: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scans, tmp_path / "scans")
+    for specimen in ("a", "b"):
+        shard = tmp_path / "scans" / f"{specimen}.ome.zarr" / "0" / "c" / "0" / "0" / "0"
+        shard.write_bytes(shard.read_bytes()[:-100])
+    monkeypatch.setattr(distributed, "RESTARTS", 0)
+    job = plan_job(tiny, str(tmp_path / "scans"), str(workdir / "runs"))
+    with pytest.raises(ScanError, match=r"\.ome\.zarr is damaged") as raised:
+        distributed.train_on_ray(job, lambda *_: None, workers=1)
+    assert "\n" not in str(raised.value)

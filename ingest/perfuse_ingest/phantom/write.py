@@ -3,6 +3,8 @@
 OUT/images/0000.tif …    uint16, one TIFF a slice
 OUT/labels/0000.tif …    uint8, 0 or 255
 OUT/phantom.json         parameters and counts; written last, so a folder that holds it is whole
+
+Until then images/ and labels/ hold a file `unfinished`, with which no stack is read.
 """
 
 import io

@@ -28,14 +28,14 @@ def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test"]
     if not scores.model.startswith("models:/") or scores.truth_kind != "dense" or undefined:
         return
     name, version = bundles.version_of(scores.model)
-    trained_on = scores.data_digest in scores_of(name, version) and scores_of(name, version)[scores.data_digest].kind
+    known = scores_of(name, version).get(scores.data_digest)
     record_scores(
         scores.model,
         Score(
             data_digest=scores.data_digest,
             scan_url=scores.scan_url,
             truth=scores.truth,
-            kind="validation" if trained_on == "validation" else kind,
+            kind="validation" if known is not None and known.kind == "validation" else kind,
             threshold=scores.threshold,
             dice=scores.dice,
             surface_dice=scores.surface_dice,

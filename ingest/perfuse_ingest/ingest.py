@@ -1,71 +1,148 @@
-"""A stack of slices becomes a scan: OME-Zarr 0.5, in one pass, resumable, visible only when it is whole."""
+"""A source becomes a scan: OME-Zarr 0.5, in one pass, resumable, visible only when it is whole."""
 
+import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import zarr
+import numpy as np
 
-from perfuse import __version__, locks, storage, volumes
+from perfuse import __version__, intensity, locks, storage, volumes
 from perfuse.catalog import SUFFIX, Scan, ScanInfo
 from perfuse.console import progress, say
-from perfuse.errors import ScanError, SourceError
+from perfuse.errors import PlanError, ScanError, SourceError
 from perfuse.geometry import Spacing, index3
+from perfuse.volumes import LAYOUT, Layout, Level
 from perfuse_ingest.labels import add_labels, check_request
 from perfuse_ingest.mask_sources import open_masks
-from perfuse_ingest.measures import Measures, intensity
-from perfuse_ingest.plan import IngestPlan, plan
+from perfuse_ingest.measures import Measures
+from perfuse_ingest.plan import IngestPlan, plan, slab_tree
+from perfuse_ingest.schedulers import Rates, check_scheduler, default_scheduler, run
 from perfuse_ingest.slabs import Pass
-from perfuse_ingest.stack import Stack, open_stack
+from perfuse_ingest.sources.source import Source
+from perfuse_ingest.stack import open_stack
+from perfuse_ingest.transforms import Shaping
 
 Request = dict[str, Any]
 """What determines a scan; kept with it, so that the same call is known again."""
-BEGUN, PREPARED = "perfuse_ingest", "perfuse_prepared"
-"""Attributes of the group: the request, from the first moment; its digest, once all arrays are there."""
+BEGUN, PREPARED, CUT = "perfuse_ingest", "perfuse_prepared", "perfuse_layout"
+"""Attributes of the group: the request, from the first moment; its digest, once all arrays are there; how they are cut."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a scan shows."""
+
+    specimen: str
+    organ: str
+    donor: str
+    voxel_size_um: Spacing | None = None
+    """z, y, x; None: as the source states it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An ingest that was checked and planned, and has written nothing yet."""
+
+    url: str
+    source: Source
+    about: Request
+    levels: list[Level]
+    plan: IngestPlan
+    request: Request
 
 
 def ingest(
     source: str,
     scan_url: str,
     *,
-    voxel_size_um: Spacing,
+    voxel_size_um: Spacing | None = None,
     specimen: str,
     organ: str,
     donor: str | None = None,
     labels: str | None = None,
     labels_name: str = "human",
     coverage: float = 1.0,
+    shaping: Shaping | None = None,
+    layout: Layout = LAYOUT,
+    memory_bytes: int | None = None,
+    scheduler: str | None = None,
+    repair: bool = False,
 ) -> ScanInfo:
-    """Ingest TIFF slices, and labels if given. The same call resumes a killed one, and does nothing when all is done.
+    """Ingest a source, and labels if given. The same call resumes a killed one, and does nothing when all is done.
 
-    source: a folder with one TIFF a slice, or one multi-page TIFF; uint8 or uint16. voxel_size_um: z, y, x.
-    labels, labels_name, coverage: as in `add_labels`.
+    source: a stack of slices or a volume; uint8, uint16 or float32. voxel_size_um: z, y, x of the source's voxels.
+    labels, labels_name, coverage: as in `add_labels`. scheduler: see `schedulers.run`. repair: check a complete scan, too, and
+    write again what differs from what was written.
     Raises SourceError or SliceError for bad slices, ShapeMismatchError for labels of another shape, ScanError when the
     URL holds something else, BusyError when somebody else writes it, PlanError when a slab does not fit in memory.
     """
-    url = _scan_url(scan_url)
-    for what, word in {"specimen": specimen, "organ": organ, "donor": donor or specimen}.items():
-        if not word.strip() or "," in word:
-            raise SourceError(f"The {what} is a name without commas; got {word!r}.")
-    stack = open_stack(source)
-    for name in stack.passed_over:
-        say(f"passed over {name}: no image")
-    z_um, y_um, x_um = map(float, voxel_size_um)
-    levels = volumes.pyramid_levels(stack.shape_zyx, (z_um, y_um, x_um))
-    fits = plan(levels, stack.dtype, stack.largest_bytes)
-    if labels is not None:
-        check_request(labels_name, coverage)
-        with open_masks(labels) as masks:
-            masks.box_in(stack.shape_zyx, None)
-    about = {"specimen": specimen, "donor": donor or specimen, "organ": organ, "voxel_size_um": [z_um, y_um, x_um]}
-    with storage.reaching(url), locks.writing(url):
-        info = _ingest_image(url, stack, levels, about, fits)
+    scheduler = scheduler or default_scheduler()
+    check_scheduler(scheduler)
+    about = About(specimen, organ, donor or specimen, voxel_size_um)
+    job = prepare(source, scan_url, about, shaping or Shaping(), layout, memory_bytes)
+    with job.source:
+        if labels is not None:
+            check_request(labels_name, coverage)
+            with open_masks(labels) as masks:
+                masks.box_in(job.source.shape_zyx, None)
+        with storage.reaching(job.url), locks.writing(job.url):
+            info = _ingest_image(job, scheduler, repair=repair)
     if labels is not None:
         try:
-            add_labels(url, labels, name=labels_name, coverage=coverage)
+            add_labels(job.url, labels, name=labels_name, coverage=coverage)
         except SourceError as error:
             raise SourceError(
-                f"{error} The image of {url} is complete: mend the mask and run the same again."
+                f"{error} The image of {job.url} is complete: mend the mask and run the same again."
             ) from error
     return info
+
+
+def prepare(
+    source_url: str, scan_url: str, about: About, shaping: Shaping, layout: Layout, memory_bytes: int | None
+) -> Job:
+    """Open and check a source, and plan its ingest; writes nothing. The job's source is to be closed."""
+    url = _scan_url(scan_url)
+    for what, word in {"specimen": about.specimen, "organ": about.organ, "donor": about.donor}.items():
+        if not word.strip() or "," in word:
+            raise SourceError(f"The {what} is a name without commas; got {word!r}.")
+    source = open_stack(source_url)
+    for name in source.passed_over:
+        say(f"passed over {name}: no image")
+    voxel_size_um = _voxel_size(source, about.voxel_size_um)
+    shaped = shaping.of(source, voxel_size_um)
+    if str(shaped.dtype) not in intensity.DTYPES:
+        raise SourceError(
+            f"{source.url} has dtype {shaped.dtype}; allowed are {', '.join(intensity.DTYPES)}. Convert it first."
+        )
+    shown = {
+        "specimen": about.specimen,
+        "donor": about.donor,
+        "organ": about.organ,
+        "voxel_size_um": [shaping.target_um] * 3 if shaping.target_um else list(map(float, voxel_size_um)),
+        "origin_um": list(shaping.origin_um(voxel_size_um)),
+        "window": None if shaping.window is None else list(shaping.window),
+        "gaps": list(shaped.missing),
+    }
+    z_um, y_um, x_um = shown["voxel_size_um"]
+    levels = volumes.pyramid_levels(shaped.shape_zyx, (z_um, y_um, x_um))
+    slices = {"slices": shaped.identity, "shape_zyx": list(shaped.shape_zyx), "dtype": str(shaped.dtype)}
+    request = json.loads(json.dumps({**shown, **slices, "layout": asdict(layout)}))
+    cut = _cut_already(url, request) or layout
+    fits = plan(shaped, levels, cut, memory_bytes=memory_bytes)
+    if cut is not layout and fits.layout != cut:
+        raise PlanError(
+            f"The ingest of {url} was begun with shards of {cut.shard_chunks[1]} chunks of rows, which do not fit in the memory "
+            "that may be used now. Give as much as before, or remove the scan and begin anew."
+        )
+    return Job(url, shaped, shown, levels, fits, request)
+
+
+def _voxel_size(source: Source, given: Spacing | None) -> Spacing:
+    if given is None and source.voxel_size_um is None:
+        raise SourceError(f"{source.url} does not state its voxel size. Give --voxel-size-um.")
+    if given is not None and source.voxel_size_um is not None and not np.allclose(given, source.voxel_size_um, rtol=0.01):
+        say(f"Note: {source.url} states voxels of {source.voxel_size_um} µm (z, y, x); taken are {given}, as given")
+    return given or source.voxel_size_um  # type: ignore[return-value]
 
 
 def _scan_url(scan_url: str) -> str:
@@ -75,18 +152,30 @@ def _scan_url(scan_url: str) -> str:
     return url
 
 
-def _ingest_image(url: str, stack: Stack, levels: list[volumes.Level], about: Request, fits: IngestPlan) -> ScanInfo:
-    slices = {"slices": stack.identity, "shape_zyx": list(stack.shape_zyx), "dtype": str(stack.dtype)}
-    request = {**about, **slices}
-    if _finished(url, request):
-        say(f"{url} is complete already: nothing to do")
-        return Scan.open(url).info
-    group = _prepared(url, stack, levels, request)
-    work = _pass(url, group, stack, levels, storage.digest_json(request))
-    with progress(f"ingest {storage.name_of(url)}, slices", stack.shape_zyx[0]) as advance:
-        work.run(fits, advance)
-    info = _summary(url, stack, about, work)
-    group.attrs["perfuse"] = info.model_dump(mode="json")
+def _cut_already(url: str, request: Request) -> Layout | None:
+    """How an interrupted ingest of the same cut its arrays."""
+    try:
+        there = dict(volumes.open_group(url).attrs)
+    except ScanError:
+        return None
+    cut = there.get(CUT)
+    if there.get(PREPARED) != storage.digest_json(request) or not isinstance(cut, dict):
+        return None
+    return Layout(**{**cut, "shard_chunks": index3(cut["shard_chunks"])})
+
+
+def _ingest_image(job: Job, scheduler: str, *, repair: bool) -> ScanInfo:
+    finished = _finished(job.url, job.request)
+    if finished and not repair:
+        say(f"{job.url} is complete already: nothing to do")
+        return Scan.open(job.url).info
+    _prepare_group(job)
+    work = Pass(job.url, job.source, job.levels, job.plan, storage.digest_json(job.request))
+    depth, *plane = job.source.shape_zyx
+    with progress(f"ingest {storage.name_of(job.url)}, slices", depth) as advance:
+        run(work, scheduler, Rates(advance, int(np.prod(plane)) * job.source.dtype.itemsize))
+    info = _summary(job, work)
+    work.group.attrs["perfuse"] = info.model_dump(mode="json")
     return info
 
 
@@ -124,55 +213,39 @@ def _insist_same(url: str, there: Request, asked: Request) -> None:
         raise ScanError(f"{url} holds another scan ({words}). It is not overwritten: choose another URL, or remove it.")
 
 
-def _prepared(url: str, stack: Stack, levels: list[volumes.Level], request: Request) -> zarr.Group:
+def _prepare_group(job: Job) -> None:
     """The group with all its arrays: as an interrupted ingest of the same left it, else new and empty."""
-    key = storage.digest_json(request)
-    there = volumes.open_group(url).attrs.get(PREPARED) if _occupied(url) else None
-    if there != key:
-        if there is not None:
-            say(f"{url} held an unfinished ingest of other slices, or with other settings: beginning anew")
-        group = volumes.open_group(url, "w", attributes={BEGUN: request})
-        volumes.create_pyramid(group, "", levels, stack.dtype)
-        Measures.create(group.require_group("perfuse"), stack)
-        group.attrs[PREPARED] = key
-    return volumes.open_group(url, "r+")
+    key = storage.digest_json(job.request)
+    there = volumes.open_group(job.url).attrs.get(PREPARED) if _occupied(job.url) else None
+    if there == key:
+        return
+    if there is not None:
+        say(f"{job.url} held an unfinished ingest of other slices, or with other settings: beginning anew")
+    layout = job.plan.layout
+    group = volumes.open_group(job.url, "w", attributes={BEGUN: job.request, CUT: asdict(layout)})
+    volumes.create_pyramid(group, "", job.levels, job.source.dtype, layout=layout)
+    slabs = slab_tree(job.levels, layout)[0]
+    Measures.create(group.require_group("perfuse"), job.source, slabs, layout)
+    group.attrs[PREPARED] = key
 
 
-def _pass(url: str, group: zarr.Group, stack: Stack, levels: list[volumes.Level], key: str) -> Pass:
-    inner = group.require_group("perfuse")
-    done = inner.require_group("done")
-    arrays = [_array(group, str(k)) for k in range(len(levels))]
-    marks = []
-    for level, array in enumerate(arrays):
-        slabs, rows, columns = (
-            -(-n // s) for n, s in zip(array.shape, index3(array.shards or array.chunks), strict=True)
-        )
-        marks.append(volumes.DoneMarks(done, str(level), slabs, key, shards=rows * columns))
-    return Pass(url, stack, levels, arrays, marks, Measures(inner))
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = group.get(name)
-    if not isinstance(array, zarr.Array):
-        raise ScanError(f"{group.store_path} is damaged: level {name} is missing. Remove the scan and ingest again.")
-    return array
-
-
-def _summary(url: str, stack: Stack, about: Request, work: Pass) -> ScanInfo:
+def _summary(job: Job, work: Pass) -> ScanInfo:
+    source = job.source
+    counts = work.measures.finish(source, work.tree[0])
     lineage = {
-        "source": storage.public(stack.url),
-        "slices": len(stack.slices),
-        "first": stack.slices[0].name,
-        "last": stack.slices[-1].name,
+        "source": storage.public(source.url),
+        "slices": len(source.names),
+        "first": source.names[0],
+        "last": source.names[-1],
         "slices_digest": work.measures.slices_root(),
         "perfuse": __version__,
     }
     return ScanInfo(
-        id=storage.name_of(url).removesuffix(SUFFIX),
-        shape_zyx=stack.shape_zyx,
-        dtype=str(stack.dtype),
+        id=storage.name_of(job.url).removesuffix(SUFFIX),
+        shape_zyx=source.shape_zyx,
+        dtype=str(source.dtype),
         digest=work.marks[0].root(),
-        intensity=intensity(work.measures.finish()),
+        intensity=intensity.summary(counts, source.dtype),
         lineage=lineage,
-        **about,
+        **job.about,
     )

@@ -67,7 +67,7 @@ class StackMask(MaskSource):
         slab = np.empty((stop - start, *self.shape_zyx[1:]), np.uint8)
 
         def decode(index: int) -> None:
-            plane, _ = self._stack.read(index)
+            plane, _ = self._stack.read_one(index)
             slab[index - start] = self._checked(plane, index)
 
         list(self._pool.map(decode, range(start, stop)))

@@ -1,29 +1,33 @@
-"""The one pass: a tree of Dask tasks, one a slab, each of which alone writes the shards of its planes.
+"""The one pass: a tree of tasks, one a slab, each of which alone writes the shards of its planes.
 
     level 0, slab 0:  decode → shards → done-mark → halve ─┐
     level 0, slab 1:  decode → shards → done-mark → halve ─┴▶ level 1, slab 0:  shards → done-mark → halve ─▶ …
 
-Dask bounds how many slabs are in memory; within a slab, slices and shards share one pool of threads. On resume, slabs
-whose stored shards equal their marks are left alone, and read back only where a coarser slab needs their halves.
+Where not even one slab fits in memory, a slab is worked in bands of rows, as high as a shard, and the coarser levels are
+made from the stored ones. On resume, slabs whose stored shards equal their marks are left alone, and read back only
+where a coarser slab needs their halves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from dask.base import compute
-from dask.delayed import delayed
 
-from perfuse import storage, volumes
-from perfuse.geometry import Box, blocks, index3, runs
-from perfuse_ingest.measures import Measures, measure
+from perfuse import volumes
+from perfuse.errors import ScanError
+from perfuse.geometry import Box, index3, runs
+from perfuse.shards import ShardFormat
+from perfuse_ingest.measures import Measures
 from perfuse_ingest.plan import IngestPlan, Slab, slab_tree
-from perfuse_ingest.stack import Stack
+from perfuse_ingest.scratch import PlaneFile
+from perfuse_ingest.sources.source import Source
+from perfuse_ingest.tally import Tally
 
 Planes = npt.NDArray[Any]
 Key = tuple[int, int]
@@ -31,104 +35,168 @@ Key = tuple[int, int]
 
 @dataclass
 class Pass:
-    """One pass over a stack, into a scan whose arrays are there."""
+    """One pass over a source, into a scan whose arrays are there. Travels to the workers of a cluster."""
 
     scan_url: str
-    stack: Stack
+    source: Source
     levels: list[volumes.Level]
-    arrays: list[zarr.Array[Any]]
-    marks: list[volumes.DoneMarks]
-    """One a level."""
-    measures: Measures
+    plan: IngestPlan
+    key: str
+    """Digest of what the scan is made from: done-marks of another key do not count."""
+    advance: Callable[[int], None] = field(default=lambda _: None)
+    """Told how many slices are done; stays in the process that began."""
 
-    def run(self, plan: IngestPlan, advance: Callable[[int], None]) -> None:
-        """Do every slab that is not stored intact. advance: called with the number of slices that are done."""
-        tree = slab_tree(self.levels)
-        self._advance = advance
-        with ThreadPoolExecutor(plan.threads) as self._pool:
-            todo = self._todo(tree)
-            self._advance(sum(s.box.shape[0] for s in tree[0] if (0, s.index) not in todo))
-            with ThreadPoolExecutor(plan.in_flight) as workers:
-                compute(*self._graph(tree, todo), scheduler="threads", pool=workers)  # type: ignore[no-untyped-call]
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.scan_url, self.source, self.levels, self.plan, self.key
 
-    def _todo(self, tree: list[list[Slab]]) -> set[Key]:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The scan, opened for writing."""
+        return volumes.open_group(self.scan_url, "r+")
+
+    @cached_property
+    def measures(self) -> Measures:
+        """What falls out of the pass."""
+        return Measures(self.group.require_group("perfuse"))
+
+    @cached_property
+    def tree(self) -> list[list[Slab]]:
+        """The slabs of all levels, finest first."""
+        return slab_tree(self.levels, self.plan.layout)
+
+    @cached_property
+    def arrays(self) -> list[zarr.Array[Any]]:
+        """The levels."""
+        found = [self.group.get(str(k)) for k in range(len(self.levels))]
+        for level, array in enumerate(found):
+            if not isinstance(array, zarr.Array):
+                raise ScanError(f"{self.scan_url} is damaged: level {level} is missing. Remove the scan, ingest again.")
+        return found  # type: ignore[return-value]
+
+    @cached_property
+    def forms(self) -> list[ShardFormat]:
+        """How the shards of each level are made."""
+        return [ShardFormat.of(array) for array in self.arrays]
+
+    @cached_property
+    def marks(self) -> list[volumes.DoneMarks]:
+        """One a level."""
+        done = self.group.require_group("perfuse/done")
+        widths = [len(form.shards(slabs[0].box)) for form, slabs in zip(self.forms, self.tree, strict=True)]
+        return [
+            volumes.DoneMarks(done, str(level), len(slabs), self.key, shards=width)
+            for level, (slabs, width) in enumerate(zip(self.tree, widths, strict=True))
+        ]
+
+    @cached_property
+    def pool(self) -> Executor:
+        """Threads that decode slices and write shards."""
+        return ThreadPoolExecutor(self.plan.threads)
+
+    def todo(self) -> set[Key]:
         """Slabs whose shards are missing, torn or not yet written."""
-        todo = set()
-        for slabs, marks in zip(tree, self.marks, strict=True):
+        missing = set()
+        for slabs, marks in zip(self.tree, self.marks, strict=True):
             for slab, mark in zip(slabs, marks.digests(), strict=True):
-                if not any(mark) or mark != self._digests(slab, self._stored):
-                    todo.add((slab.level, slab.index))
-        return todo
+                if not any(mark) or mark != self._stored(slab):
+                    missing.add((slab.level, slab.index))
+        return missing
 
-    def _graph(self, tree: list[list[Slab]], todo: set[Key]) -> list[Any]:
-        """Dask tasks that do `todo`. A task gives its halves to its parent; the last ones give None, which are returned."""
-        parent = {(s.level - 1, c): (s.level, s.index) for slabs in tree[1:] for s in slabs for c in s.children}
-        tasks: dict[Key, Any] = {}
+    def _stored(self, slab: Slab) -> bytes:
+        form = self.forms[slab.level]
+        return b"".join(self.pool.map(form.stored_digest, form.shards(slab.box)))
 
-        def halves(child: Slab) -> Any:
-            key = child.level, child.index
-            return tasks[key] if key in tasks else delayed(partial(self._stored_halves, child))()
-
-        for slab in (s for slabs in tree for s in slabs if (s.level, s.index) in todo):
-            wanted = parent.get((slab.level, slab.index)) in todo
-            parts = [halves(tree[slab.level - 1][c]) for c in slab.children]
-            tasks[slab.level, slab.index] = delayed(partial(self._do, slab, wanted))(parts)
-        return [task for key, task in tasks.items() if parent.get(key) not in todo]
-
-    def _do(self, slab: Slab, halves_wanted: bool, parts: Sequence[Planes]) -> Planes | None:
-        voxels = np.concatenate(parts) if slab.level else self._decode(slab)
-        digests = self._digests(
-            slab, lambda level, box: self._write(level, box, voxels[box.relative_to(slab.box.start).slices])
-        )
-        self.marks[slab.level].mark(slab.index, digests)
+    def do(self, slab: Slab, halves_wanted: bool, parts: Sequence[Planes]) -> Planes | None:
+        """Make one slab, from slices or from the halves of its children; returns its own halves where they are wanted."""
+        if slab.level:
+            voxels = np.concatenate(parts)
+        else:
+            voxels, digests = self.source.read(slab.box, self.pool)
+            tally = self._tally(slab, digests)
+            tally.add(voxels)
+            tally.store(self.measures)
+        self.marks[slab.level].mark(slab.index, self._write(slab.level, slab.box, voxels))
         if slab.level == 0:
-            self._advance(slab.box.shape[0])
-        return self._halve(voxels, slab) if halves_wanted else None
+            self.advance(slab.box.shape[0])
+        return halve_in_bands(self.pool, voxels, self.levels[slab.level + 1].factor_zyx) if halves_wanted else None
 
-    def _decode(self, slab: Slab) -> Planes:
-        voxels = np.empty(slab.box.shape, self.stack.dtype)
+    def do_in_bands(self, slab: Slab) -> None:
+        """Make one slab of level 0, a row of shards after the other."""
+        digests = b""
+        with self._rows_of(slab) as (rows, of_slices):
+            tally = self._tally(slab, of_slices)
+            for start, stop in runs(slab.box.stop[1], self.forms[0].shard_zyx[1]):
+                band = Box((slab.box.start[0], start, 0), (slab.box.stop[0], stop, slab.box.stop[2]))
+                voxels = rows(band)
+                tally.add(voxels)
+                digests += self._write(0, band, voxels)
+        tally.store(self.measures)
+        self.marks[0].mark(slab.index, digests)
+        self.advance(slab.box.shape[0])
+
+    @contextmanager
+    def _rows_of(self, slab: Slab) -> Iterator[tuple[Callable[[Box], Planes], list[bytes] | None]]:
         start, stop = slab.box.start[0], slab.box.stop[0]
+        if self.source.cuts_rows:
+            yield lambda band: self.source.rows(band, self.pool), self.source.digests(start, stop, self.pool)
+            return
+        with PlaneFile(slab.box, self.source.dtype) as scratch:
+            digests: list[bytes] = []
+            for first, last in runs(stop - start, self.plan.threads):
+                part = Box((start + first, 0, 0), (start + last, *slab.box.stop[1:]))
+                voxels, found = self.source.read(part, self.pool)
+                scratch.write(part.start[0], voxels)
+                digests += found or []
+            yield scratch.rows, digests or None
 
-        def decode(index: int) -> bytes:
-            voxels[index - start], digest = self.stack.read(index)
-            return digest
+    def do_from_stored(self, slab: Slab) -> None:
+        """Make one slab of a coarser level from the level above as it is stored, a shard after the other."""
+        factor, digests = self.levels[slab.level].factor_zyx, b""
+        for shard in self.forms[slab.level].shards(slab.box):
+            start = index3([a * f for a, f in zip(shard.start, factor, strict=True)])
+            stop = index3([b * f for b, f in zip(shard.stop, factor, strict=True)])
+            above = Box(start, stop).intersect(Box.whole(self.levels[slab.level - 1].shape_zyx))
+            digests += self._write(slab.level, shard, self.stored_halves(replace(slab, level=slab.level - 1, box=above)))
+        self.marks[slab.level].mark(slab.index, digests)
 
-        digests = list(self._pool.map(decode, range(start, stop)))
-        chunk = index3(self.arrays[0].chunks)
-        bands = self._pool.map(
-            lambda rows: measure(voxels[:, rows[0] : rows[1]], chunk[2]), runs(voxels.shape[1], chunk[1])
-        )
-        self.measures.store(slab, digests, list(bands))
-        return voxels
+    def stored_halves(self, part: Slab) -> Planes:
+        """The halves of a stored part of a level, read a band of chunks a thread."""
+        array, factor = self.arrays[part.level], self.levels[part.level + 1].factor_zyx
+        halves = np.empty([-(-n // f) for n, f in zip(part.box.shape, factor, strict=True)], array.dtype)
 
-    def _digests(self, slab: Slab, digest: Callable[[int, Box], bytes]) -> bytes:
-        """The digests of a slab's shards, one after the other."""
-        array = self.arrays[slab.level]
-        shards = [b.shifted(slab.box.start) for b in blocks(slab.box.shape, index3(array.shards or array.chunks))]
-        return b"".join(self._pool.map(lambda box: digest(slab.level, box), shards))
+        def halve(band: tuple[int, int]) -> None:
+            start, stop = band
+            first = part.box.start[1]
+            box = Box(
+                (part.box.start[0], first + start, part.box.start[2]),
+                (part.box.stop[0], first + stop, part.box.stop[2]),
+            )
+            rows = slice(start // factor[1], -(-stop // factor[1]))
+            volumes.halve(np.asarray(array[box.slices]), factor, "mean", halves[:, rows])
+
+        list(self.pool.map(halve, runs(part.box.shape[1], max(self.plan.layout.chunk, 2))))
+        return halves
+
+    def _tally(self, slab: Slab, digests: list[bytes] | None) -> Tally:
+        return Tally(self.pool, slab, self.source.dtype, self.forms[0].chunk_zyx, digests)
 
     def _write(self, level: int, box: Box, voxels: Planes) -> bytes:
-        volumes.write_shards(self.arrays[level], box, voxels)
-        return self._stored(level, box)
-
-    def _stored(self, level: int, box: Box) -> bytes:
-        return volumes.stored_digest(storage.join(self.scan_url, str(level)), self.arrays[level], box)
-
-    def _stored_halves(self, slab: Slab) -> Planes:
-        return self._halve(np.asarray(self.arrays[slab.level][slab.box.slices]), slab)
-
-    def _halve(self, voxels: Planes, slab: Slab) -> Planes:
-        return halve_in_bands(self._pool, voxels, self.levels[slab.level + 1].factor_zyx)
+        form = self.forms[level]
+        return b"".join(
+            self.pool.map(lambda b: form.write(b, voxels[b.relative_to(box.start).slices]), form.shards(box))
+        )
 
 
 def halve_in_bands(pool: Executor, voxels: Planes, factor_zyx: tuple[int, int, int]) -> Planes:
-    """`volumes.halve` by mean, a band of rows a thread, so that what it needs beside its result stays small."""
+    """`volumes.halve` by mean, a band of rows a thread."""
     halves = np.empty([-(-n // f) for n, f in zip(voxels.shape, factor_zyx, strict=True)], voxels.dtype)
-    rows = factor_zyx[1]
 
     def halve(band: tuple[int, int]) -> None:
-        start, stop = band
-        halves[:, start // rows : -(-stop // rows)] = volumes.halve(voxels[:, start:stop], factor_zyx, "mean")
+        rows = slice(band[0] // factor_zyx[1], -(-band[1] // factor_zyx[1]))
+        volumes.halve(voxels[:, band[0] : band[1]], factor_zyx, "mean", halves[:, rows])
 
     list(pool.map(halve, runs(voxels.shape[1], volumes.CHUNK)))
     return halves

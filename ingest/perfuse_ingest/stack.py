@@ -4,8 +4,7 @@ All headers are checked first, so that a bad slice is named before hours are spe
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy.typing as npt
 
 from perfuse import storage
 from perfuse.errors import SliceError, SourceError
-from perfuse.geometry import Index3
+from perfuse.geometry import Box
 from perfuse_ingest.naming import in_order, slices_among
+from perfuse_ingest.sources.source import Source
 from perfuse_ingest.tiff import Slice, header, headers, read
 
 HEADERS_AT_ONCE = 16
@@ -23,32 +23,19 @@ PROBES = 9
 """Slices whose bytes are part of a stack's identity, beside the names and sizes of all."""
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(Source):
     """Checked slices of one shape and dtype, in order."""
 
-    url: str
-    slices: tuple[Slice, ...]
-    passed_over: tuple[str, ...] = ()
-    """Names of files that are no images."""
-
-    @property
-    def shape_zyx(self) -> Index3:
-        """Slices, rows, columns."""
-        return len(self.slices), *self.slices[0].shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8 or uint16."""
-        return np.dtype(self.slices[0].dtype)
-
-    @property
-    def largest_bytes(self) -> int:
-        """Stored bytes of the largest slice."""
-        return max(s.size for s in self.slices)
+    def __init__(self, url: str, slices: tuple[Slice, ...], passed_over: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.url, self.slices, self.passed_over = url, slices, passed_over
+        self.names = tuple(s.name for s in slices)
+        self.shape_zyx = (len(slices), *slices[0].shape)
+        self.dtype = np.dtype(slices[0].dtype)
+        self.largest_bytes = max(s.size for s in slices)
 
     @cached_property
-    def identity(self) -> str:
+    def identity(self) -> str:  # type: ignore[override]
         """Digest that tells this stack from another without reading it all.
 
         It covers names and sizes of all slices, and the bytes of nine, evenly spread.
@@ -56,9 +43,20 @@ class Stack:
         last = len(self.slices) - 1
         probes = sorted({round(k * last / (PROBES - 1)) for k in range(PROBES)})
         sizes = [[s.name, s.size] for s in self.slices]
-        return storage.digest_json([sizes, [self.read(k)[1].hex() for k in probes]])
+        return storage.digest_json([sizes, [self.read_one(k)[1].hex() for k in probes]])
 
-    def read(self, index: int) -> tuple[npt.NDArray[Any], bytes]:
+    def read(self, box: Box, pool: Executor) -> tuple[npt.NDArray[Any], list[bytes] | None]:
+        """See Source."""
+        voxels = np.empty((box.shape[0], *self.shape_zyx[1:]), self.dtype)
+
+        def decode(index: int) -> bytes:
+            voxels[index - box.start[0]], digest = self.read_one(index)
+            return digest
+
+        digests = list(pool.map(decode, range(box.start[0], box.stop[0])))
+        return voxels[:, box.slices[1], box.slices[2]], digests
+
+    def read_one(self, index: int) -> tuple[npt.NDArray[Any], bytes]:
         """One slice [y, x] and the SHA-256 of its bytes; SliceError naming file and index."""
         return read(self.slices[index], index)
 

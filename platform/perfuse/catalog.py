@@ -8,7 +8,7 @@ import numpy.typing as npt
 import zarr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from perfuse import storage, volumes
+from perfuse import intensity, storage, volumes
 from perfuse.console import say
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, Spacing
@@ -65,6 +65,12 @@ class ScanInfo(BaseModel):
     """Root over the done-marks of level 0: the identity of the voxels."""
     intensity: dict[str, float]
     """min, max, mean and percentiles (p0.5 … p99.5), from the exact histogram."""
+    origin_um: Spacing = (0.0, 0.0, 0.0)
+    """Centre of the first voxel, from that of the source's first voxel; z, y, x. Not 0 for a crop."""
+    window: tuple[float, float] | None = None
+    """Intensities of the source that became 0 and 255; None: stored as they were."""
+    gaps: list[int] = []
+    """Slices that the source lacks, stored as zeros."""
     lineage: dict[str, Any] = {}
     complete: Literal[True] = True
 
@@ -151,9 +157,8 @@ class Scan:
         return np.asarray(_array(self.group, "perfuse/histogram")[:], np.int64)
 
     def percentile(self, percent: float) -> float:
-        """The intensity below or at which `percent` % of all voxels lie, exactly, from the histogram."""
-        counts = np.cumsum(self.histogram())
-        return float(np.searchsorted(counts, percent / 100 * counts[-1]))
+        """The intensity below or at which `percent` % of all voxels lie, from the histogram: exact for integers."""
+        return intensity.percentile(self.histogram(), np.dtype(self.info.dtype), percent)
 
     def read_known(self, name: str, box: Box, values: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.bool_]:
         """Where a label is known inside `box`: bool[z, y, x].

@@ -80,13 +80,11 @@ class LabelWriter:
         return [i for i in range(len(self.tasks)) if i not in intact]
 
     def _stored(self, task: int) -> bytes:
-        url = storage.join(self.scan_url, "labels", self.name, "0")
-        return volumes.stored_digest(url, self.arrays[0], self.tasks[task])
+        return volumes.stored_digests(self.arrays[0], self.tasks[task])
 
     def write(self, task: int, block: Mask) -> None:
         """Write the shard that a task owns, whole; then its done-mark."""
-        volumes.write_shards(self.arrays[0], self.tasks[task], block)
-        self._marks.mark(task, self._stored(task))
+        self._marks.mark(task, volumes.write_shards(self.arrays[0], self.tasks[task], block))
 
     def finish(self, info: Callable[[float, str], LabelInfo]) -> LabelInfo:
         """Make the coarser levels, then write the summary that makes the label visible.

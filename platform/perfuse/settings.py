@@ -1,6 +1,7 @@
 """Where perfuse keeps things when nobody says otherwise: one work folder."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from perfuse import storage
@@ -19,3 +20,8 @@ def storage_url() -> str:
 def tracking_uri() -> str:
     """The MLflow server: MLFLOW_TRACKING_URI, else SQLite in the work folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_folder() / 'mlflow.db'}"
+
+
+def scratch_folder() -> Path:
+    """Where decoded slices lie that do not fit in memory: PERFUSE_SCRATCH, else the system's folder for temporary files."""
+    return Path(os.environ.get("PERFUSE_SCRATCH") or tempfile.gettempdir())

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,29 @@ def read_bytes(url: str) -> bytes:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a whole small file; readers see the old or the new one, never a torn one."""
+    """Write a whole file; readers see the old or the new one, never a torn one."""
+    write_parts(url, [data])
+
+
+def write_parts(url: str, parts: Sequence[bytes]) -> None:
+    """Write a whole file from its parts, as `write_bytes` does."""
     with reaching(url):
         if is_remote(url):
-            filesystem(url).pipe_file(url, data)
+            filesystem(url).pipe_file(url, b"".join(parts))
             return
         path = local_path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(data)
+        with partial.open("wb", buffering=0) as file:
+            for part in parts:
+                file.write(part)
         partial.replace(path)
+
+
+def remove_file(url: str) -> None:
+    """Remove a file, if it is there."""
+    with reaching(url), suppress(FileNotFoundError):
+        filesystem(url).rm_file(url)
 
 
 def create_bytes(url: str, data: bytes) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from perfuse import storage, volumes
+from perfuse import volumes
 from perfuse.catalog import Scan
 from perfuse.console import progress
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, blocks, index3
+from perfuse.shards import ShardFormat
 
 HASHED_AT_ONCE = 8
 
@@ -30,7 +31,7 @@ class Shard:
     @property
     def key(self) -> str:
         """Its stored object, below the scan."""
-        return f"{self.path}/{volumes.shard_keys(self.array, self.box)[0]}"
+        return f"{self.path}/{ShardFormat.of(self.array).key(self.box)}"
 
 
 def damaged(scan_url: str) -> tuple[int, list[str]]:
@@ -45,7 +46,7 @@ def damaged(scan_url: str) -> tuple[int, list[str]]:
         wrong += _roots(scan, f"perfuse/labels/{name}", info.digest)
         shards += _shards(scan, f"labels/{name}/0", f"perfuse/labels/{name}")
     with progress(f"verify {scan.info.id}, shards", len(shards)) as advance, ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-        for shard, intact in zip(shards, pool.map(lambda s: _intact(scan, s), shards), strict=True):
+        for shard, intact in zip(shards, pool.map(lambda s: _intact(s), shards), strict=True):
             if not intact:
                 wrong.append(shard.key)
             advance()
@@ -65,8 +66,8 @@ def _shards(scan: Scan, path: str, marks_path: str) -> Iterator[Shard]:
         yield Shard(array, path, box, digest.tobytes())
 
 
-def _intact(scan: Scan, shard: Shard) -> bool:
-    return volumes.stored_digest(storage.join(scan.url, shard.path), shard.array, shard.box) == shard.digest
+def _intact(shard: Shard) -> bool:
+    return volumes.stored_digests(shard.array, shard.box) == shard.digest
 
 
 def _array(scan: Scan, path: str) -> zarr.Array[Any]:

@@ -1,7 +1,7 @@
 """OME-Zarr 0.5 on any URL: pyramids, sharded arrays with reproducible bytes, done-marks.
 
 A *pyramid* is a Zarr group whose arrays 0…n hold the same volume at halved resolutions. Shards are written whole by one
-task each; a done-mark then records the SHA-256 of the stored bytes (Zarr omits all-fill shards: only done-marks tell
+task each; a done-mark then records the digest of the stored bytes (Zarr omits all-fill shards: only done-marks tell
 an empty shard from a lost one).
 """
 
@@ -10,31 +10,40 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from perfuse import storage
 from perfuse.errors import ScanError
 from perfuse.geometry import AXES, Box, Index3, Spacing, blocks, index3
+from perfuse.shards import ShardFormat
 
 Voxels = npt.NDArray[Any]
 Reduce = Literal["mean", "max"]
 
-CHUNK = 64
-"""Edge of a chunk, voxels: the unit that is decoded to read anything inside."""
-
-SHARD_CHUNKS: Index3 = (1, 8, 8)
-"""Chunks in a shard (one stored object): one thick along z, so that a slab of 64 slices fills whole shards."""
-
 COARSEST = 64
 """A pyramid ends where no axis exceeds this many voxels."""
 
-numcodecs.blosc.use_threads = False  # more threads than one give other bytes each time; chunks run in parallel instead
+
+@dataclass(frozen=True)
+class Layout:
+    """How a volume is cut and compressed."""
+
+    codec: Literal["zstd", "lz4"] = "zstd"
+    """Of Blosc."""
+    clevel: int = 3
+    shuffle: Literal["bitshuffle", "shuffle"] = "bitshuffle"
+    chunk: int = 64
+    """Edge of a chunk, voxels: the unit that is decoded to read anything inside."""
+    shard_chunks: Index3 = (1, 8, 8)
+    """Chunks in a shard (one stored object): one thick along z, so that a slab of slices fills whole shards."""
+
+
+LAYOUT = Layout()
+CHUNK = LAYOUT.chunk
 
 
 _NO_GROUP = (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError)
@@ -102,19 +111,25 @@ def _coarser(above: Level, factor: Index3) -> Level:
     return Level(shape, factor, (z, y, x), (tz, ty, tx))
 
 
-def chunk_shape(shape_zyx: Index3) -> Index3:
-    """The chunk of a level: 64³, thinner where the volume is."""
-    return index3([min(CHUNK, n) for n in shape_zyx])
+def chunk_shape(shape_zyx: Index3, layout: Layout = LAYOUT) -> Index3:
+    """The chunk of a level: a cube, thinner where the volume is."""
+    return index3([min(layout.chunk, n) for n in shape_zyx])
 
 
-def shard_shape(shape_zyx: Index3) -> Index3:
-    """The shard of a level: up to 1 × 8 × 8 chunks, no more than cover the volume."""
-    chunk = chunk_shape(shape_zyx)
-    return index3([c * min(most, -(-n // c)) for n, c, most in zip(shape_zyx, chunk, SHARD_CHUNKS, strict=True)])
+def shard_shape(shape_zyx: Index3, layout: Layout = LAYOUT) -> Index3:
+    """The shard of a level: as many chunks as the layout says, no more than cover the volume."""
+    chunk = chunk_shape(shape_zyx, layout)
+    return index3([c * min(most, -(-n // c)) for n, c, most in zip(shape_zyx, chunk, layout.shard_chunks, strict=True)])
 
 
 def create_array(
-    group: zarr.Group, name: str, shape_zyx: Index3, dtype: npt.DTypeLike, *, shards: Index3 | None = None
+    group: zarr.Group,
+    name: str,
+    shape_zyx: Index3,
+    dtype: npt.DTypeLike,
+    *,
+    shards: Index3 | None = None,
+    layout: Layout = LAYOUT,
 ) -> zarr.Array[Any]:
     """A sharded, compressed volume with fill value 0, in place of any of that name.
 
@@ -125,9 +140,11 @@ def create_array(
         name,
         shape=shape_zyx,
         dtype=dtype,
-        chunks=chunk_shape(shape_zyx),
-        shards=shards or shard_shape(shape_zyx),
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=dtype.itemsize),
+        chunks=chunk_shape(shape_zyx, layout),
+        shards=shards or shard_shape(shape_zyx, layout),
+        compressors=BloscCodec(
+            cname=layout.codec, clevel=layout.clevel, shuffle=layout.shuffle, typesize=dtype.itemsize
+        ),
         fill_value=0,
         dimension_names=AXES,
         overwrite=True,
@@ -135,12 +152,18 @@ def create_array(
 
 
 def create_pyramid(
-    parent: zarr.Group, name: str, levels: list[Level], dtype: npt.DTypeLike, *, ome: dict[str, Any] | None = None
+    parent: zarr.Group,
+    name: str,
+    levels: list[Level],
+    dtype: npt.DTypeLike,
+    *,
+    ome: dict[str, Any] | None = None,
+    layout: Layout = LAYOUT,
 ) -> tuple[zarr.Group, list[zarr.Array[Any]]]:
     """An OME-Zarr 0.5 multiscale group with empty levels. `name` "" makes `parent` itself the multiscale."""
     group = parent.require_group(name) if name else parent
     group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(name or "image", levels)], **(ome or {})}
-    arrays = [create_array(group, str(k), level.shape_zyx, dtype) for k, level in enumerate(levels)]
+    arrays = [create_array(group, str(k), level.shape_zyx, dtype, layout=layout) for k, level in enumerate(levels)]
     return group, arrays
 
 
@@ -159,30 +182,19 @@ def _multiscale(name: str, levels: list[Level]) -> dict[str, Any]:
     return {"name": name, "axes": axes, "datasets": datasets}
 
 
-def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce) -> Voxels:
+def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce, out: Voxels | None = None) -> Voxels:
     """The next coarser level of a block that begins on an even voxel of every halved axis.
 
-    block: [z, y, x] of any dtype; the result has ⌈n / factor⌉ voxels and the same dtype. `mean` rounds half up for
-    integers. Where an odd face is left over it is replicated, so the far edge is a mean of what is there.
+    block: [z, y, x] of unsigned integers or floats; the result has ⌈n / factor⌉ voxels and the same dtype. `mean`
+    rounds half up for integers. Where an odd face is left over it is replicated, so the far edge is a mean of what is there.
     """
-    padding = [(0, -n % f) for n, f in zip(block.shape, factor_zyx, strict=True)]
-    if any(after for _, after in padding):
-        block = np.pad(block, padding, mode="edge")
-    parts = [
-        block[i :: factor_zyx[0], j :: factor_zyx[1], k :: factor_zyx[2]]
-        for i in range(factor_zyx[0])
-        for j in range(factor_zyx[1])
-        for k in range(factor_zyx[2])
-    ]
-    if reduce == "max":
-        return np.asarray(np.maximum.reduce(parts))
-    wide = np.float64 if block.dtype.kind == "f" else np.uint32
-    total = np.zeros(parts[0].shape, wide)
-    for part in parts:
-        total += part
-    if block.dtype.kind == "f":
-        return (total / len(parts)).astype(block.dtype)
-    return ((total + len(parts) // 2) // len(parts)).astype(block.dtype)
+    from perfuse import halving
+
+    if out is None:
+        out = np.empty([-(-n // f) for n, f in zip(block.shape, factor_zyx, strict=True)], block.dtype)
+    mean = halving.mean_of_floats if block.dtype.kind == "f" else halving.mean_of_integers
+    (halving.maximum if reduce == "max" else mean)(block, factor_zyx, out)
+    return out
 
 
 def fill_coarser(arrays: list[zarr.Array[Any]], levels: list[Level], reduce: Reduce) -> None:
@@ -199,32 +211,16 @@ def _source_box(box: Box, level: Level, above: zarr.Array[Any]) -> Box:
     return Box(start, stop)
 
 
-def shard_keys(array: zarr.Array[Any], box: Box) -> list[str]:
-    """The stored objects of the shards that meet `box`, relative to the array."""
-    unit = index3(array.shards or array.chunks)
-    ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, unit, strict=True)]
-    return [f"c/{i}/{j}/{k}" for i in ranges[0] for j in ranges[1] for k in ranges[2]]
+def write_shards(array: zarr.Array[Any], box: Box, voxels: Voxels) -> bytes:
+    """Write the shards that `box` covers, whole, whatever stood there; returns their digests, 32 bytes each, in C order."""
+    form = ShardFormat.of(array)
+    return b"".join(form.write(shard, voxels[shard.relative_to(box.start).slices]) for shard in form.shards(box))
 
 
-def write_shards(array: zarr.Array[Any], box: Box, voxels: Voxels) -> None:
-    """Write the shards that `box` covers, whole, whatever stood there.
-
-    Zarr reads a shard that reaches beyond the volume before it writes it, and fails where it is torn: so it goes first.
-    """
-    for key in shard_keys(array, box):
-        sync((array.store_path / key).delete())
-    array[box.slices] = voxels
-
-
-def stored_digest(array_url: str, array: zarr.Array[Any], box: Box) -> bytes:
-    """SHA-256 over the stored bytes of the shards that meet `box`; an omitted shard counts as empty bytes. 32 bytes."""
-    parts = []
-    for key in shard_keys(array, box):
-        try:
-            parts.append(storage.read_bytes(storage.join(array_url, key)))
-        except FileNotFoundError:
-            parts.append(b"")
-    return bytes.fromhex(storage.digest_bytes(*parts))
+def stored_digests(array: zarr.Array[Any], box: Box) -> bytes:
+    """The digests of the shards that `box` covers as they are stored now; see `write_shards`."""
+    form = ShardFormat.of(array)
+    return b"".join(map(form.stored_digest, form.shards(box)))
 
 
 class DoneMarks:

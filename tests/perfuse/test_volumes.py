@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from perfuse import volumes
 from perfuse.errors import ScanError
 from perfuse.geometry import Box
+from perfuse.shards import ShardFormat
 
 SHAPES = st.tuples(*[st.integers(1, 400)] * 3)
 SIZES = st.tuples(*[st.sampled_from([0.5, 1.0, 2.0, 4.9, 50.0])] * 3)
@@ -75,7 +76,7 @@ def test_a_torn_shard_at_the_edge_is_written_over(tmp_path: Path) -> None:
     box = Box((64, 0, 0), (70, 70, 70))
     voxels = np.full(box.shape, 9, np.uint8)
     volumes.write_shards(array, box, voxels)
-    stored = tmp_path / "0" / volumes.shard_keys(array, box)[0]
+    stored = tmp_path / "0" / ShardFormat.of(array).key(box)
     whole = stored.read_bytes()
     stored.write_bytes(whole[:-3])
     volumes.write_shards(array, box, voxels)
@@ -88,7 +89,7 @@ def test_done_marks_tell_empty_from_lost(tmp_path: Path) -> None:
     marks = volumes.DoneMarks(group, "done", 2, "key")
 
     def stored(task: int) -> bytes:
-        return volumes.stored_digest(f"{tmp_path}/0", array, Box((64 * task, 0, 0), (64 * task + 64, 16, 16)))
+        return volumes.stored_digests(array, Box((64 * task, 0, 0), (64 * task + 64, 16, 16)))
 
     volumes.write_shards(array, Box((0, 0, 0), (64, 16, 16)), np.zeros((64, 16, 16), np.uint8))
     volumes.write_shards(array, Box((64, 0, 0), (128, 16, 16)), np.ones((64, 16, 16), np.uint8))

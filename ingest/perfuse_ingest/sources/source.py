@@ -44,9 +44,13 @@ class Source(ABC):
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
+    def slices_of(self, start: int, stop: int) -> range:
+        """Which of `names` the planes start … stop − 1 are made from; no slice belongs to two runs of planes."""
+        return range(start, stop)
+
     @abstractmethod
     def read(self, box: Box, pool: Executor) -> tuple[Voxels, list[bytes] | None]:
-        """Voxels [z, y, x] of a box, and for each of its slices the SHA-256 of the slice's stored bytes.
+        """Voxels [z, y, x] of a box, and the SHA-256 of the stored bytes of each of `slices_of` its planes.
 
         The digests are None where slices are not stored one by one. Raises SliceError naming file and index.
         """

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from perfuse import storage, volumes
+from perfuse import shards, storage, volumes
 from perfuse.bundle import Bundle
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.contract import Forward, Frozen
@@ -174,7 +174,6 @@ class Scratch:
         if not isinstance(array, zarr.Array):
             raise ScanError(f"{scan_url}/{path}/{name} is no array; remove it and run the same command again.")
         self.axis, self.array, self.shape = axis, array, shape
-        self.url = storage.join(scan_url, path, name)
         self._marks = volumes.DoneMarks(group, f"done-{name}", len(runs(shape[axis], SLAB)), key)
 
     def _box(self, planes: tuple[int, int], rows: tuple[int, int]) -> Box:
@@ -184,7 +183,7 @@ class Scratch:
     def _digest(self, task: int) -> bytes:
         _, height, _ = move_axis(self.shape, self.axis)
         planes = runs(self.shape[self.axis], SLAB)[task]
-        return volumes.stored_digest(self.url, self.array, self._box(planes, (0, height)))
+        return shards.digest(volumes.stored_digests(self.array, self._box(planes, (0, height))))
 
     def intact(self) -> set[int]:
         """Slabs that are done and whose stored bytes are still those that were written."""
@@ -195,6 +194,7 @@ class Scratch:
         _, height, _ = move_axis(self.shape, self.axis)
         unit = next(s for a, s in enumerate(index3(self.array.shards or self.array.chunks)) if a != self.axis)
         band: list[Logits] = []
+        digests = b""
         first = held = 0
         for _, part in rows:
             band.append(part)
@@ -203,9 +203,9 @@ class Scratch:
                 whole = np.concatenate(band, axis=1)
                 take = min(unit, held)
                 box = self._box(planes, (first, first + take))
-                volumes.write_shards(self.array, box, np.moveaxis(whole[:, :take], 0, self.axis))
+                digests += volumes.write_shards(self.array, box, np.moveaxis(whole[:, :take], 0, self.axis))
                 band, first, held = [whole[:, take:]], first + take, held - take
-        self._marks.mark(task, self._digest(task))
+        self._marks.mark(task, shards.digest(digests))
 
     def read(self, box: Box) -> Logits:
         """The logits inside a box, in z, y, x."""

@@ -1,0 +1,124 @@
+"""One shard of a volume as it is stored: what Zarr's `sharding_indexed` codec specifies, made and written in one go.
+
+A shard holds the compressed chunks of a box one after the other, then an index: offset and size of each chunk, and a
+checksum. Making it here instead of by zarr-python saves a second reading of what was written for its digest, and a shard is
+replaced whole or not at all: readers and killed writers never meet a torn one. Any Zarr library reads it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numcodecs.blosc
+import numpy as np
+import numpy.typing as npt
+import zarr
+from blake3 import blake3
+from numcodecs import Blosc
+from zarr.codecs import BloscCodec, ShardingCodec
+from zarr.storage import LocalStore
+
+from perfuse import storage
+from perfuse.geometry import Box, Index3, blocks, index3
+
+Voxels = npt.NDArray[Any]
+
+DIGEST_BYTES = 32
+_ABSENT = np.iinfo(np.uint64).max
+"""Offset and size of a chunk that is not stored, because all its voxels are 0."""
+_SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+
+numcodecs.blosc.use_threads = False  # more threads than one give other bytes each time; chunks run in parallel instead
+
+
+def digest(*parts: bytes) -> bytes:
+    """BLAKE3 of stored bytes, 32 bytes; of nothing for a shard that is not stored because all its voxels are 0."""
+    total = blake3()
+    for part in parts:
+        total.update(part)
+    return total.digest()
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """How the shards of an array are made."""
+
+    url: str
+    """Of the array."""
+    shape_zyx: Index3
+    chunk_zyx: Index3
+    shard_zyx: Index3
+    dtype: np.dtype[Any]
+    codec: Blosc
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any]) -> "ShardFormat":
+        """The format of an array that `volumes.create_array` made."""
+        (sharding,) = array.metadata.codecs  # type: ignore[union-attr]
+        assert isinstance(sharding, ShardingCodec)
+        blosc = next(c for c in sharding.codecs if isinstance(c, BloscCodec))
+        codec = Blosc(blosc.cname.value, blosc.clevel, _SHUFFLES[blosc.shuffle.value], blosc.blocksize)
+        shard = index3(array.shards or array.chunks)
+        return cls(_url(array), index3(array.shape), index3(array.chunks), shard, np.dtype(array.dtype), codec)
+
+    def key(self, box: Box) -> str:
+        """The stored object of the shard that begins where `box` begins, relative to the array."""
+        return "c/" + "/".join(str(a // n) for a, n in zip(box.start, self.shard_zyx, strict=True))
+
+    def shards(self, box: Box) -> list[Box]:
+        """The shards that make up `box`, which begins and ends at shards' borders, in C order."""
+        return [b.shifted(box.start) for b in blocks(box.shape, self.shard_zyx)]
+
+    def write(self, box: Box, voxels: Voxels) -> bytes:
+        """Store one shard, in place of any that is there; returns the digest of its bytes.
+
+        voxels: [z, y, x] of the shard's box, cut off at the volume's end.
+        """
+        parts, url = self.encode(voxels), storage.join(self.url, self.key(box))
+        if parts:
+            storage.write_parts(url, parts)
+        else:
+            storage.remove_file(url)
+        return digest(*parts)
+
+    def stored_digest(self, box: Box) -> bytes:
+        """Digest of the bytes of a shard as it is stored now."""
+        try:
+            return digest(storage.read_bytes(storage.join(self.url, self.key(box))))
+        except FileNotFoundError:
+            return digest()
+
+    def encode(self, voxels: Voxels) -> list[bytes]:
+        """The bytes of a shard, in parts; none when all voxels are 0."""
+        grid = [s // c for s, c in zip(self.shard_zyx, self.chunk_zyx, strict=True)]
+        index = np.full((*grid, 2), _ABSENT, "<u8")
+        parts: list[bytes] = []
+        offset = 0
+        for box in blocks(index3(voxels.shape), self.chunk_zyx):
+            chunk = self._chunk(voxels[box.slices])
+            if chunk is not None:
+                place = tuple(a // c for a, c in zip(box.start, self.chunk_zyx, strict=True))
+                index[place] = offset, len(chunk)
+                parts.append(chunk)
+                offset += len(chunk)
+        if not parts:
+            return []
+        table = index.tobytes()
+        return [*parts, table + google_crc32c.value(table).to_bytes(4, "little")]
+
+    def _chunk(self, voxels: Voxels) -> bytes | None:
+        if voxels.flat[0] == 0 and not voxels.any():
+            return None
+        if voxels.shape == self.chunk_zyx:
+            chunk = np.ascontiguousarray(voxels, self.dtype)
+        else:
+            chunk = np.zeros(self.chunk_zyx, self.dtype)
+            chunk[tuple(slice(n) for n in voxels.shape)] = voxels
+        return bytes(self.codec.encode(chunk))
+
+
+def _url(array: zarr.Array[Any]) -> str:
+    place, store = array.store_path, array.store_path.store
+    if isinstance(store, LocalStore):
+        return str(store.root / place.path)
+    return storage.join(store.fs.unstrip_protocol(store.path), place.path)  # type: ignore[attr-defined]

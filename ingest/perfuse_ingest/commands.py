@@ -31,7 +31,6 @@ def parse_index(text: str, what: str) -> Index3:
     return index
 
 
-VoxelSize = Annotated[str, typer.Option(help="Voxel size in µm: one number, or Z,Y,X.")]
 Coverage = Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the vessels that the labels mark.")]
 
 
@@ -73,37 +72,68 @@ def phantom(
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(help="Folder of TIFF slices, or one multi-page TIFF.")],
+    source: Annotated[str, typer.Argument(help="Folder or archive of slices, a multi-page TIFF, or a volume.")],
     scan_url: Annotated[str, typer.Argument(help="Where the scan goes: …/ID.ome.zarr")],
-    voxel_size_um: VoxelSize,
     specimen: Annotated[str, typer.Option(help="The organ's name.")],
     organ: Annotated[str, typer.Option(help="kidney, spleen, …")],
+    voxel_size_um: Annotated[
+        str | None, typer.Option(help="Voxel size of the source in µm: one number, or Z,Y,X; its own when it states one.")
+    ] = None,
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
     labels: Annotated[
         str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5 or Zarr.")
     ] = None,
     labels_name: Annotated[str, typer.Option(help="Name of the label group.")] = "human",
     coverage: Coverage = 1.0,
+    crop: Annotated[str | None, typer.Option(help="Z0:Z1,Y0:Y1,X0:X1, voxels of the source; an end may be left out.")] = None,
+    target_um: Annotated[float | None, typer.Option(help="Store cubic voxels of this edge, µm, resampled.")] = None,
+    window: Annotated[str | None, typer.Option(help="LOW,HIGH: store 8 bits, these intensities as 0 and 255.")] = None,
+    codec: Annotated[str | None, typer.Option(help="zstd or lz4, with a level: zstd:3 (the default), lz4:9.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Edge of a chunk, voxels: 32, 64 (the default) or 128.")] = None,
+    shard: Annotated[str | None, typer.Option(help="Chunks in a stored object, Z,Y,X: 1,8,8 when not given.")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="At most this much memory: 4GiB; half the machine's.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="threads, ray, or a Dask scheduler's address; ray inside a submitted job.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Check a complete scan and write again what is damaged.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: one JSON object on stdout, nothing else.")] = False,
 ) -> None:
     """Ingest slices into sharded OME-Zarr. Run it again to resume; when all is there it does nothing.
 
     Example: perfuse ingest slices/ scans/kidney1.ome.zarr --voxel-size-um 50 --specimen kidney1 --organ kidney
+    Example: perfuse ingest s3://beamline/k2.zip s3://lab/k2.ome.zarr --voxel-size-um 25 --target-um 50 --specimen k2 --organ kidney
     """
     from perfuse.console import results
+    from perfuse_ingest import parsing
+    from perfuse_ingest.ingest import About, prepare
     from perfuse_ingest.ingest import ingest as run
+    from perfuse_ingest.transforms import Shaping
 
     if labels is None and coverage != 1:
         raise SourceError("--coverage is the share of the vessels that labels mark: give --labels, or leave it out.")
+    voxels = None if voxel_size_um is None else parse_voxel_size(voxel_size_um)
+    shaping = Shaping(parsing.crop(crop), parsing.target(target_um), parsing.window(window))
+    layout, memory = parsing.layout(codec, chunk, shard), parsing.memory(memory_limit)
+    if plan:
+        about = About(specimen, organ, donor or specimen, voxels)
+        parsing.show_plan(prepare(source, scan_url, about, shaping, layout, memory), as_json=as_json)
+        return
     info = run(
         source,
         scan_url,
-        voxel_size_um=parse_voxel_size(voxel_size_um),
+        voxel_size_um=voxels,
         specimen=specimen,
         organ=organ,
         donor=donor,
         labels=labels,
         labels_name=labels_name,
         coverage=coverage,
+        shaping=shaping,
+        layout=layout,
+        memory_bytes=memory,
+        scheduler=scheduler,
+        repair=repair,
     )
     results.print(
         f"{scan_url}: {' × '.join(map(str, info.shape_zyx))} {info.dtype}, {info.digest[:12]}", soft_wrap=True

@@ -21,8 +21,8 @@ PLANES_AT_ONCE = 16
 class Shaping:
     """How a source is changed before it is stored; by default not at all."""
 
-    crop: Box | None = None
-    """Voxels of the source that are kept."""
+    crop: tuple[slice, slice, slice] | None = None
+    """Voxels of the source that are kept: z, y, x."""
     target_um: float | None = None
     """Edge of the voxels that are stored, where the source's are finer or coarser."""
     window: tuple[float, float] | None = None
@@ -30,7 +30,7 @@ class Shaping:
 
     def origin_um(self, voxel_size_um: Spacing) -> Spacing:
         """Centre of the first voxel that is stored, from that of the source's first voxel: z, y, x."""
-        start = (0, 0, 0) if self.crop is None else self.crop.start
+        start = [0, 0, 0] if self.crop is None else [s.start or 0 for s in self.crop]
         z, y, x = (
             a * v + (0.0 if self.target_um is None else (self.target_um - v) / 2)
             for a, v in zip(start, voxel_size_um, strict=True)
@@ -40,7 +40,8 @@ class Shaping:
     def of(self, source: Source, voxel_size_um: Spacing) -> Source:
         """The source as it will be stored. Raises SourceError for a crop or window that cannot be."""
         if self.crop is not None:
-            source = Cropped(source, self.crop)
+            cut = [s.indices(n)[:2] for s, n in zip(self.crop, source.shape_zyx, strict=True)]
+            source = Cropped(source, Box(index3([a for a, _ in cut]), index3([b for _, b in cut])))
         if self.target_um is not None:
             source = Resampled(source, voxel_size_um, self.target_um)
         return source if self.window is None else Windowed(source, self.window)
@@ -63,10 +64,10 @@ class Cropped(_Changed):
 
     def __init__(self, inner: Source, box: Box) -> None:
         super().__init__(inner)
-        if box.empty or box.intersect(Box.whole(inner.shape_zyx)) != box:
+        if box.empty:
             raise SourceError(
-                f"The crop from {box.start} to {box.stop} (z, y, x) does not lie inside {inner.url}, whose shape is "
-                f"{inner.shape_zyx}. Its end is the first voxel that is left out."
+                f"The crop leaves no voxel of {inner.url}, whose shape is {inner.shape_zyx} (z, y, x): it begins at "
+                f"{box.start} and ends before {box.stop}."
             )
         self._box, self.shape_zyx = box, box.shape
         self.names = inner.names[box.start[0] : box.stop[0]]

@@ -26,7 +26,8 @@ Voxels = npt.NDArray[Any]
 DIGEST_BYTES = 32
 _ABSENT = np.iinfo(np.uint64).max
 """Offset and size of a chunk that is not stored, because all its voxels are 0."""
-_SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+"""As Zarr and as the codec name them."""
 
 numcodecs.blosc.use_threads = False  # more threads than one give other bytes each time; chunks run in parallel instead
 
@@ -57,7 +58,7 @@ class ShardFormat:
         (sharding,) = array.metadata.codecs  # type: ignore[union-attr]
         assert isinstance(sharding, ShardingCodec)
         blosc = next(c for c in sharding.codecs if isinstance(c, BloscCodec))
-        codec = Blosc(blosc.cname.value, blosc.clevel, _SHUFFLES[blosc.shuffle.value], blosc.blocksize)
+        codec = Blosc(blosc.cname.value, blosc.clevel, SHUFFLES[blosc.shuffle.value], blosc.blocksize)
         shard = index3(array.shards or array.chunks)
         return cls(_url(array), index3(array.shape), index3(array.chunks), shard, np.dtype(array.dtype), codec)
 

@@ -109,9 +109,8 @@ def write_parts(url: str, parts: Sequence[bytes]) -> None:
         path = local_path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb", buffering=0) as file:
-            for part in parts:
-                file.write(part)
+        with partial.open("wb") as file:
+            file.writelines(parts)
         partial.replace(path)
 
 

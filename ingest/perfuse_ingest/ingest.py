@@ -124,7 +124,7 @@ def prepare(
         "gaps": list(shaped.missing),
     }
     z_um, y_um, x_um = shown["voxel_size_um"]
-    levels = volumes.pyramid_levels(shaped.shape_zyx, (z_um, y_um, x_um))
+    levels = volumes.pyramid_levels(shaped.shape_zyx, (z_um, y_um, x_um), shaping.origin_um(voxel_size_um))
     slices = {"slices": shaped.identity, "shape_zyx": list(shaped.shape_zyx), "dtype": str(shaped.dtype)}
     request = json.loads(json.dumps({**shown, **slices, "layout": asdict(layout)}))
     cut = _cut_already(url, request) or layout

@@ -86,16 +86,19 @@ class Level:
     scale_um: Spacing
     """Voxel size."""
     translation_um: Spacing
-    """Centre of the first voxel, from the centre of the first voxel of level 0."""
+    """Centre of the first voxel."""
 
 
-def pyramid_levels(shape_zyx: Index3, voxel_size_um: Spacing) -> list[Level]:
+def pyramid_levels(
+    shape_zyx: Index3, voxel_size_um: Spacing, origin_um: Spacing = (0.0, 0.0, 0.0)
+) -> list[Level]:
     """The levels of a volume's pyramid, finest first.
 
     An axis is halved while it is longer than 1 voxel and not coarser than twice the finest of those that are. A halved
     level's first voxel has its centre between the two it covers: (2ᵏ − 1) / 2 voxels in.
+    origin_um: centre of the first voxel.
     """
-    levels = [Level(shape_zyx, (1, 1, 1), voxel_size_um, (0.0, 0.0, 0.0))]
+    levels = [Level(shape_zyx, (1, 1, 1), voxel_size_um, origin_um)]
     while max(levels[-1].shape_zyx) > COARSEST:
         above = levels[-1]
         sizes = list(zip(above.shape_zyx, above.scale_um, strict=True))

@@ -1,7 +1,7 @@
-"""Stacks of slices on disk."""
+"""Stacks of slices on disk; clusters to ingest on."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +49,26 @@ def stored_bytes() -> Callable[[Path], dict[str, str]]:
         }
 
     return read
+
+
+@pytest.fixture
+def dask_cluster() -> Iterator[str]:
+    """Address of a Dask scheduler with two workers, each a process."""
+    from distributed import LocalCluster
+
+    with LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def ray_here() -> Iterator[None]:
+    """A Ray of this process."""
+    import ray
+
+    from perfuse_jobs.session import connect
+
+    connect(2)
+    yield
+    ray.shutdown()

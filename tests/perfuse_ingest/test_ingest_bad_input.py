@@ -158,13 +158,3 @@ def test_a_name_may_hold_other_numbers(tmp_path: Path, stack_folder: StackFolder
     volume = np.arange(12 * 16, dtype=np.uint16).reshape(12, 4, 4)
     stack = open_stack(str(stack_folder(tmp_path / "s", volume, first=95, name="kidney_5_50um_{}_v2.tif")))
     assert [s.name for s in stack.slices][4:6] == ["kidney_5_50um_99_v2.tif", "kidney_5_50um_100_v2.tif"]
-
-
-def test_a_slab_that_does_not_fit_is_refused_with_both_numbers() -> None:
-    levels = pyramid_levels((2000, 8000, 8000), (20, 20, 20))
-    with pytest.raises(PlanError, match=r"needs 1\d\.\d\d GiB of memory; 8\.00 GiB may be used"):
-        plan(levels, np.dtype("uint16"), 128_000_000, memory_bytes=8 * 2**30, threads=2)
-    fits = plan(levels, np.dtype("uint16"), 128_000_000, memory_bytes=64 * 2**30, threads=16)
-    assert 1 <= fits.in_flight < 16
-    assert fits.peak_bytes <= 64 * 2**30
-    assert fits.slabs == 32

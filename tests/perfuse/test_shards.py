@@ -1,0 +1,82 @@
+"""A shard made here is what any Zarr library reads, and is replaced whole."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfuse import volumes
+from perfuse.geometry import Box
+from perfuse.shards import ShardFormat, digest
+from perfuse.volumes import Layout
+
+LAYOUTS = [
+    Layout(),
+    Layout(codec="lz4", clevel=9, chunk=32, shard_chunks=(2, 2, 3)),
+    Layout(shuffle="shuffle", chunk=32, shard_chunks=(1, 1, 1)),
+]
+
+
+def stored(folder: Path, voxels: np.ndarray[Any, Any], layout: Layout) -> zarr.Array[Any]:
+    group = volumes.open_group(str(folder), "a")
+    array = volumes.create_array(group, "0", voxels.shape, voxels.dtype, layout=layout)
+    volumes.write_shards(array, Box.whole(voxels.shape), voxels)
+    return array
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 90)] * 3),
+    st.sampled_from(["uint8", "uint16", "float32", "int16"]),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 99),
+)
+def test_what_is_written_is_read_by_zarr_and_tensorstore(
+    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int, int], dtype: str, layout: Layout, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    voxels = rng.integers(-50, 50, shape).clip(0 if dtype[0] == "u" else -50).astype(dtype)
+    voxels[: shape[0] // 2, : 40 * (seed % 3)] = 0
+    folder = tmp_path_factory.mktemp("shards")
+    array = stored(folder, voxels, layout)
+    np.testing.assert_array_equal(array[:], voxels)
+    store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "0")}}
+    np.testing.assert_array_equal(tensorstore.open(store).result().read().result(), voxels)
+
+
+def test_chunks_of_zeros_are_left_out(tmp_path: Path) -> None:
+    voxels = np.zeros((64, 128, 128), np.uint16)
+    stored(tmp_path / "empty", voxels, Layout())
+    assert not (tmp_path / "empty/0/c/0/0/0").exists()
+    voxels[5, 70, 3] = 1
+    stored(tmp_path / "one", voxels, Layout())
+    index = (tmp_path / "one/0/c/0/0/0").read_bytes()[-4 - 4 * 16 : -4]
+    assert (np.frombuffer(index, "<u8").reshape(4, 2)[:, 0] == 2**64 - 1).tolist() == [True, True, False, True]
+
+
+def test_an_empty_shard_replaces_what_was_there(tmp_path: Path) -> None:
+    voxels = np.ones((64, 64, 64), np.uint8)
+    array = stored(tmp_path, voxels, Layout())
+    assert volumes.write_shards(array, Box.whole(voxels.shape), 0 * voxels) == digest()
+    assert not array[:].any()
+
+
+def test_digests_are_those_of_the_stored_bytes(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 9, (64, 600, 70), np.uint8)
+    array = stored(tmp_path, voxels, Layout())
+    form, box = ShardFormat.of(array), Box.whole((64, 600, 70))
+    assert [form.key(b) for b in form.shards(box)] == ["c/0/0/0", "c/0/1/0"]
+    wanted = b"".join(digest((tmp_path / "0" / form.key(b)).read_bytes()) for b in form.shards(box))
+    assert volumes.stored_digests(array, box) == wanted
+    assert volumes.write_shards(array, box, voxels) == wanted
+    flipped = tmp_path / "0/c/0/1/0"
+    data = bytearray(flipped.read_bytes())
+    data[99] ^= 1
+    flipped.write_bytes(data)
+    assert volumes.stored_digests(array, box)[32:] != wanted[32:]
+    assert volumes.stored_digests(array, box)[:32] == wanted[:32]

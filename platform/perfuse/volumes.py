@@ -171,7 +171,13 @@ def create_pyramid(
 
 
 def _multiscale(name: str, levels: list[Level]) -> dict[str, Any]:
-    datasets = [
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES]
+    return {"name": name, "axes": axes, "datasets": datasets(levels)}
+
+
+def datasets(levels: list[Level]) -> list[dict[str, Any]]:
+    """The levels as OME-Zarr metadata lists them."""
+    return [
         {
             "path": str(k),
             "coordinateTransformations": [
@@ -181,8 +187,6 @@ def _multiscale(name: str, levels: list[Level]) -> dict[str, Any]:
         }
         for k, level in enumerate(levels)
     ]
-    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES]
-    return {"name": name, "axes": axes, "datasets": datasets}
 
 
 def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce, out: Voxels | None = None) -> Voxels:

@@ -12,7 +12,7 @@ import zarr
 from perfuse import volumes
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import PerfuseError, ScanError, ShapeMismatchError, SourceError
-from perfuse.verify import damaged
+from perfuse.verify import verify
 from perfuse_ingest.ingest import ingest
 from perfuse_ingest.labels import add_labels
 
@@ -155,9 +155,9 @@ def test_a_killed_label_resumes(
     (Path(scan_url) / "labels/human/0/c/1/0/0").write_bytes(b"torn")
     add_labels(scan_url, source, name="human")
     np.testing.assert_array_equal(Scan.open(scan_url).label("human")[:], mask * np.uint8(255))
-    assert damaged(scan_url)[1] == []
+    assert verify(scan_url).faults == []
     (Path(scan_url) / "labels/human/0/c/0/0/0").write_bytes(b"torn")
-    assert damaged(scan_url)[1] == ["labels/human/0/c/0/0/0"]
+    assert verify(scan_url).faults == ["labels/human/0/c/0/0/0"]
 
 
 def test_real_stacks_with_their_labels(tmp_path: Path, test_data: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from perfuse.catalog import Scan
 from perfuse.errors import BusyError, ScanError
 from perfuse.locks import writing
-from perfuse.verify import damaged
+from perfuse.verify import verify
 from perfuse_ingest import stack as stacks
 from perfuse_ingest.ingest import ingest
 
@@ -125,7 +125,7 @@ def test_kill_9_in_the_middle(tmp_path: Path, source: Path, undisturbed: dict[st
     ingest(str(source), str(url), **ABOUT)
     found = {name: digest for name, digest in stored_bytes(url).items() if not name.endswith(".partial")}
     assert found == undisturbed
-    assert damaged(str(url))[1] == []
+    assert verify(str(url)).faults == []
 
 
 def test_two_do_not_write_one_scan(tmp_path: Path, source: Path) -> None:

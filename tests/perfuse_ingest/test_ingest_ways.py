@@ -9,7 +9,7 @@ import pytest
 
 from perfuse.catalog import Scan
 from perfuse.errors import PlanError, ServerError, SourceError
-from perfuse.verify import damaged
+from perfuse.verify import verify
 from perfuse.volumes import Layout
 from perfuse_ingest import plan as plans
 from perfuse_ingest.ingest import About, ingest, prepare
@@ -61,7 +61,7 @@ def test_the_lowest_band_stores_the_same_voxels_in_more_objects(
         np.testing.assert_array_equal(scan.group[str(level)][:], other.group[str(level)][:])  # type: ignore[index]
     assert scan.info.intensity == other.info.intensity
     assert scan.info.lineage == other.info.lineage
-    assert damaged(url)[1] == []
+    assert verify(url).faults == []
     with pytest.raises(PlanError, match=r"need [\d.]+ GiB of memory even in bands of 32 rows; [\d.]+ GiB may be used"):
         ingest(str(source), str(tmp_path / "k2.ome.zarr"), layout=SMALL, memory_bytes=limit // 2, **ABOUT)
     assert not (tmp_path / "k2.ome.zarr").exists()

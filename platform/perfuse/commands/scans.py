@@ -94,22 +94,33 @@ def _label_line(label: dict[str, Any]) -> str:
     return f"{line}, given from {label['box'][0]} to {label['box'][1]}" if label["box"] else line
 
 
-def verify(scan_url: ScanUrl, as_json: Json = False) -> None:
-    """Read every stored shard again and compare it with the digest that was noted when it was written.
+def verify(
+    scan_url: ScanUrl,
+    source: Annotated[
+        str | None, typer.Option(help="Where the slices are now; compared with those that the scan was made from.")
+    ] = None,
+    with_source: Annotated[
+        bool, typer.Option("--with-source", help="Compare with the slices where they were when the scan was made.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every stored shard again, compare it with the digest that was noted when it was written, and check the metadata.
 
-    Example: perfuse scan verify scans/kidney1.ome.zarr
+    Example: perfuse scan verify scans/kidney1.ome.zarr --source slices/kidney1
     """
     from perfuse.console import print_json, results
     from perfuse.errors import ScanError
-    from perfuse.verify import damaged
+    from perfuse.verify import verify as check
 
-    checked, wrong = damaged(scan_url)
+    report = check(scan_url, source=source, with_source=with_source)
     if as_json:
-        print_json({"checked": checked, "damaged": wrong})
-    if wrong:
+        print_json({"checked": report.checked, "faults": report.faults})
+    if report.faults:
+        more = f"; and {len(report.faults) - 10} more" if len(report.faults) > 10 else ""
         raise ScanError(
-            f"{scan_url}: {len(wrong)} of {checked} parts differ from what was written: {'; '.join(wrong[:5])}. Restore "
-            "them from a copy, or write them again: labels under the same name, an image at another URL."
+            f"{scan_url}: {len(report.faults)} faults among {report.checked} shards, metadata and slices: "
+            f"{'; '.join(report.faults[:10])}{more}. Write the image again from its slices by the same `perfuse ingest … "
+            "--repair`, a label by adding it again under its name; or restore the files from a copy."
         )
     if not as_json:
-        results.print(f"{scan_url}: all {checked} parts are as they were written", soft_wrap=True)
+        results.print(f"{scan_url}: all {report.checked} shards are as they were written", soft_wrap=True)

@@ -93,9 +93,10 @@ def headers(stored: Stored, index: int, *, pages: bool) -> list[TiffSlice]:
         stored = stored.settled()
         with stored.open() as file, tifffile.TiffFile(file) as tiff:
             _check_no_channels(tiff, stored.where)
-            count = len(tiff.pages)
+            found = list(tiff.pages)  # each is parsed where it is found: on a server, one request a page
+            count = len(found)
             _check_pages(stored, index, count, pages)
-            slices = [_checked(page, stored, index + k, count) for k, page in enumerate(tiff.pages)]
+            slices = [_checked(page, stored, index + k, count) for k, page in enumerate(found)]
             _check_chain_ends(tiff, slices[-1], index + count)
             return slices
 
@@ -164,7 +165,9 @@ def _check_chain_ends(tiff: tifffile.TiffFile, last: TiffSlice, index: int) -> N
 
 
 def _check_no_channels(tiff: tifffile.TiffFile, where: str) -> None:
-    about = tiff.imagej_metadata or {}
+    about = tiff.imagej_metadata
+    if about is None:
+        return
     if int(about.get("images", 1)) > len(tiff.pages):
         raise SliceError(
             f"{where} states {about['images']} images in {len(tiff.pages)} page (ImageJ writes so above 4 GB). Save it "

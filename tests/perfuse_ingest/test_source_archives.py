@@ -35,7 +35,9 @@ def zipped(folder: Path, method: int = zipfile.ZIP_STORED, inside: str = "a/b/")
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("notes.txt", "about the scan")
         for file in sorted(folder.iterdir()):
-            archive.write(file, f"{inside}{file.name}")
+            member = zipfile.ZipInfo.from_file(file, f"{inside}{file.name}")
+            member.compress_type, member.extra = method, b"\x99\x99\x04\x00more"
+            archive.writestr(member, file.read_bytes())
     return path
 
 

@@ -69,6 +69,17 @@ def test_a_name_may_hold_other_numbers(tmp_path: Path, stack_folder: StackFolder
     assert stack.names[4:6] == ("kidney_5_50um_99_v2.tif", "kidney_5_50um_100_v2.tif")
 
 
+def test_of_several_numbers_the_last_counts() -> None:
+    names = [f"{99 - k}C_slice{k}_of_20.tif" for k in range(8, 12)]
+    assert in_order("f", names[::-1]) == names
+
+
+def test_names_are_part_of_the_identity(tmp_path: Path, stack_folder: StackFolder) -> None:
+    volume = np.ones((3, 20, 30), np.uint8)
+    one, other = (open_source(str(stack_folder(tmp_path / n, volume, name=n + "{}.tif"))) for n in "ab")
+    assert one.identity != other.identity
+
+
 def test_what_is_no_image_is_passed_over() -> None:
     others = [
         ".DS_Store",

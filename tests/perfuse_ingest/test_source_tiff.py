@@ -1,12 +1,14 @@
 """Whatever way a TIFF is stored, whole slices, cut boxes and bands of rows hold the voxels that were written."""
 
 import hashlib
+import os
 import pickle
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -125,6 +127,12 @@ def test_the_digest_of_a_page_is_that_of_its_segments(tmp_path: Path, pool: Thre
     assert open_source(str(path)).digests(2, 3, pool) == [wanted]
 
 
+def test_large_pages_are_digested_whole(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    volume = np.random.default_rng(0).integers(0, 99, (2, 4200, 4200), np.uint8)
+    path = write(tmp_path, volume, True, {"rowsperstrip": 4200})
+    assert open_source(str(path)).digests(1, 2, pool) == [hashlib.sha256(volume[1].tobytes()).digest()]
+
+
 def test_sources_are_shipped_to_workers(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     volume = values((3, 20, 30), "uint16")
     for pages in (False, True):
@@ -143,7 +151,7 @@ def test_floats_that_are_no_numbers_are_named(tmp_path: Path, pool: ThreadPoolEx
     source = open_source(str(write(tmp_path, volume, False, {})))
     with pytest.raises(SliceError, match=r"Slice 1 \(s1.tif .*\) holds -?(nan|inf) at row 7, column 9"):
         source.read(Box.whole(volume.shape), pool)
-    with pytest.raises(SliceError, match=r"Slice 1 "):
+    with pytest.raises(SliceError, match=r"Slice 1 \(s1.tif .*\) holds -?(nan|inf) at row 7, column 9"):
         source.rows(Box((0, 5, 0), (3, 9, 30)), pool)
     np.testing.assert_array_equal(source.rows(Box((0, 8, 0), (3, 20, 30)), pool), volume[:, 8:])
 
@@ -215,6 +223,32 @@ def test_a_torn_multi_page_tiff_is_never_a_shorter_stack(tmp_path: Path, share: 
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(SliceError, match=r"stack\.tif"):
         open_source(str(path))
+
+
+def test_a_file_that_ends_after_a_page_is_torn(tmp_path: Path) -> None:
+    path = multi_page(tmp_path)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[7]
+        end = max(page.dataoffsets[-1] + page.databytecounts[-1], page.offset + 2 + 12 * len(page.tags) + 4)
+        assert tiff.pages[8].offset >= end
+    os.truncate(path, end)
+    with pytest.raises(SliceError, match=r"Slice 8 \(.*stack.tif\) is lost: the file is truncated after page 7"):
+        open_source(str(path))
+
+
+def test_a_file_that_is_cut_after_its_check_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    with ZipFile(tmp_path / "s.zip", "w") as archive:
+        for file in sorted(write(tmp_path, values((3, 20, 30), "uint16"), False, {}).glob("*.tif")):
+            archive.write(file, file.name)
+    for url in (tmp_path / "s2.tif", tmp_path / "s.zip"):
+        source = open_source(str(url))
+        last = source.shape_zyx[0] - 1
+        os.truncate(url, source.slices[last].stored.start + 1200)  # type: ignore[attr-defined]
+        for read in (source.rows, source.read):
+            with pytest.raises(SliceError, match=rf"Slice {last} \(.*s2.tif\) "):
+                read(Box((last, 0, 0), (last + 1, 20, 30)), pool)
+        with pytest.raises(SliceError, match=rf"Slice {last} \(.*s2.tif\) .* the file ends at byte"):
+            source.digests(last, last + 1, pool)
 
 
 @pytest.mark.parametrize("method", ["read", "rows"])

@@ -6,7 +6,6 @@ All headers are checked first, so that a bad slice is named before hours are spe
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ class Stack(Source):
 
         def read(one: Slice) -> bytes:
             digest = one.read(part, out)
-            self._check_finite(index, out)
+            self._check_finite(index, part, out)
             return digest
 
         return self._at(index, read) or self._missing_into(out)
@@ -79,7 +78,7 @@ class Stack(Source):
     def _rows_into(self, index: int, part: Part, out: Voxels) -> bytes:
         def rows(one: Slice) -> bytes:
             one.rows(part, out)
-            self._check_finite(index, out)
+            self._check_finite(index, part, out)
             return NO_DIGEST
 
         return self._at(index, rows) or self._missing_into(out)
@@ -101,13 +100,13 @@ class Stack(Source):
         with naming(index, one.stored.where, one.kind), storage.reaching(one.stored.url):
             return work(one)
 
-    def _check_finite(self, index: int, voxels: Voxels) -> None:
+    def _check_finite(self, index: int, part: Part, voxels: Voxels) -> None:
         if self.dtype.kind != "f" or np.isfinite([voxels.min(), voxels.max()]).all():
             return
-        row, column = np.argwhere(~np.isfinite(voxels))[0]
+        y, x = np.argwhere(~np.isfinite(voxels))[0]
         raise SliceError(
-            f"Slice {index} ({self.names[index]} of {storage.public(self.url)}) holds {voxels[row, column]} at row {row}, "
-            f"column {column} of what was read. Every voxel needs a number: replace the file, or fill it first."
+            f"Slice {index} ({self.names[index]} of {storage.public(self.url)}) holds {voxels[y, x]} at row "
+            f"{part[0].start + y}, column {part[1].start + x}. Every voxel needs a number: replace the file, or fill it first."
         )
 
 
@@ -121,22 +120,19 @@ def open_stack(url: str, *, allow_gaps: bool = False) -> Stack:
     """
     there = files_at(storage.normal(url))
     names, passed_over = slices_among(there.where, list(there.files))
-    if len(names) == 1:
-        slices: list[Any] = list(_headers(there.files[names[0]], 0, pages=True))
-    else:
-        order = in_order(there.where, names, allow_gaps=allow_gaps)
-        slices = list(order)
-        places = [k for k, name in enumerate(order) if isinstance(name, str)]
-        with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-            for k, found in zip(
-                places, pool.map(lambda k: _headers(there.files[str(order[k])], k), places), strict=True
-            ):
-                (slices[k],) = found
+    order = in_order(there.where, names, allow_gaps=allow_gaps)
+
+    def check(index: int) -> Sequence[Slice | int]:
+        name = order[index]
+        return [name] if isinstance(name, int) else _headers(there.files[name], index, pages=len(names) == 1)
+
+    with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        slices = [one for found in pool.map(check, range(len(order))) for one in found]
     _check_alike(there.where, slices)
     return Stack(there.url, slices, passed_over)
 
 
-def _headers(stored: Stored, index: int, *, pages: bool = False) -> Sequence[Slice]:
+def _headers(stored: Stored, index: int, *, pages: bool) -> Sequence[Slice]:
     if stored.name.lower().endswith(TIFF):
         return tiff.headers(stored, index, pages=pages)
     return [jpeg2000.header(stored, index)]

@@ -95,6 +95,9 @@ def ingest(
     scheduler: Annotated[
         str | None, typer.Option(help="threads, ray, or a Dask scheduler's address; ray inside a submitted job.")
     ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Store missing slices as zeros, and record which they are.")
+    ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Check a complete scan and write again what is damaged.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --plan: one JSON object on stdout, nothing else.")] = False,
@@ -117,7 +120,8 @@ def ingest(
     layout, memory = parsing.layout(codec, chunk, shard), parsing.memory(memory_limit)
     if plan:
         about = About(specimen, organ, donor or specimen, voxels)
-        parsing.show_plan(prepare(source, scan_url, about, shaping, layout, memory), as_json=as_json)
+        job = prepare(source, scan_url, about, shaping, layout, memory_bytes=memory, allow_gaps=allow_gaps)
+        parsing.show_plan(job, as_json=as_json)
         return
     info = run(
         source,
@@ -132,6 +136,7 @@ def ingest(
         shaping=shaping,
         layout=layout,
         memory_bytes=memory,
+        allow_gaps=allow_gaps,
         scheduler=scheduler,
         repair=repair,
     )

@@ -18,8 +18,8 @@ from perfuse_ingest.measures import Measures
 from perfuse_ingest.plan import IngestPlan, plan, slab_tree
 from perfuse_ingest.schedulers import Rates, check_scheduler, default_scheduler, run
 from perfuse_ingest.slabs import Pass
+from perfuse_ingest.sources import check_dtype, open_source
 from perfuse_ingest.sources.source import Source
-from perfuse_ingest.stack import open_stack
 from perfuse_ingest.transforms import Shaping
 
 Request = dict[str, Any]
@@ -65,6 +65,7 @@ def ingest(
     shaping: Shaping | None = None,
     layout: Layout = LAYOUT,
     memory_bytes: int | None = None,
+    allow_gaps: bool = False,
     scheduler: str | None = None,
     repair: bool = False,
 ) -> ScanInfo:
@@ -79,7 +80,8 @@ def ingest(
     scheduler = scheduler or default_scheduler()
     check_scheduler(scheduler)
     about = About(specimen, organ, donor or specimen, voxel_size_um)
-    job = prepare(source, scan_url, about, shaping or Shaping(), layout, memory_bytes)
+    shaping = shaping or Shaping()
+    job = prepare(source, scan_url, about, shaping, layout, memory_bytes=memory_bytes, allow_gaps=allow_gaps)
     with job.source:
         if labels is not None:
             check_request(labels_name, coverage)
@@ -98,22 +100,28 @@ def ingest(
 
 
 def prepare(
-    source_url: str, scan_url: str, about: About, shaping: Shaping, layout: Layout, memory_bytes: int | None
+    source_url: str,
+    scan_url: str,
+    about: About,
+    shaping: Shaping,
+    layout: Layout = LAYOUT,
+    *,
+    memory_bytes: int | None = None,
+    allow_gaps: bool = False,
 ) -> Job:
     """Open and check a source, and plan its ingest; writes nothing. The job's source is to be closed."""
     url = _scan_url(scan_url)
     for what, word in {"specimen": about.specimen, "organ": about.organ, "donor": about.donor}.items():
         if not word.strip() or "," in word:
             raise SourceError(f"The {what} is a name without commas; got {word!r}.")
-    source = open_stack(source_url)
+    source = open_source(source_url, allow_gaps=allow_gaps)
     for name in source.passed_over:
         say(f"passed over {name}: no image")
+    if source.missing:
+        say(f"{len(source.missing)} slices are missing and become zeros: {', '.join(source.names[k] for k in source.missing[:5])}")
     voxel_size_um = _voxel_size(source, about.voxel_size_um)
     shaped = shaping.of(source, voxel_size_um)
-    if str(shaped.dtype) not in intensity.DTYPES:
-        raise SourceError(
-            f"{source.url} has dtype {shaped.dtype}; allowed are {', '.join(intensity.DTYPES)}. Convert it first."
-        )
+    check_dtype(shaped, intensity.DTYPES)
     shown = {
         "specimen": about.specimen,
         "donor": about.donor,

@@ -36,7 +36,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, source: Path, layout: Layout,
     """A limit in which bands of so many shard rows fit and higher ones do not."""
     monkeypatch.setattr(plans, "PROCESS_BYTES", 0)
     monkeypatch.setattr(plans.os, "cpu_count", lambda: 2)
-    job = prepare(str(source), "/nowhere/k1.ome.zarr", About("k1", "kidney", "k1", (50, 50, 50)), Shaping(), layout, None)
+    job = prepare(str(source), "/nowhere/k1.ome.zarr", About("k1", "kidney", "k1", (50, 50, 50)), Shaping(), layout)
     form = Layout(chunk=layout.chunk, shard_chunks=(1, rows, layout.shard_chunks[2]))
     return plans._banded(job.source, job.levels, form, 2).peak_bytes
 

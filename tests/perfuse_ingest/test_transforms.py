@@ -13,7 +13,7 @@ from perfuse.catalog import Scan
 from perfuse.errors import SourceError
 from perfuse.geometry import Box
 from perfuse_ingest.ingest import ingest
-from perfuse_ingest.stack import open_stack as open_source
+from perfuse_ingest.sources import open_source
 from perfuse_ingest.transforms import Resampled, Shaping
 
 Volume = np.ndarray[Any, Any]

@@ -1,0 +1,78 @@
+"""Datasets of HDF5 files."""
+
+from concurrent.futures import Executor
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from perfuse import storage
+from perfuse.errors import SliceError, SourceError
+from perfuse.geometry import Box, index3
+from perfuse_ingest.sources.source import Source, Voxels
+from perfuse_ingest.sources.volumes.probes import digest_of_file
+
+
+class Hdf5Volume(Source):
+    """A dataset by name, or the only one of the file. HDF5 decodes in one thread at a time."""
+
+    cuts_rows = True
+
+    def __init__(self, path: str, dataset: str) -> None:
+        super().__init__()
+        self.url, self._path, self._name = f"{path}:{dataset}" if dataset else path, path, dataset.strip("/")
+        stored = self._dataset
+        shape = tuple(stored.shape or ())
+        self._leading = (0,) * (len(shape) - 3)
+        if len(shape) < 3 or 0 in shape or any(n != 1 for n in shape[:-3]):
+            raise SourceError(f"{self.url} has shape {shape}: a volume has z, y and x, and other axes of length 1.")
+        if stored.dtype.kind not in "biuf":
+            raise SourceError(f"{self.url} holds {stored.dtype}: a volume holds integers or floats.")
+        self.shape_zyx, self.dtype = index3(shape[-3:]), stored.dtype.newbyteorder("=")
+        self.names = tuple(f"z={z}" for z in range(self.shape_zyx[0]))
+        self.largest_bytes = 2 * prod(stored.chunks or shape[-2:]) * self.dtype.itemsize
+        size = stored.attrs.get("element_size_um")  # z, y, x: what several segmentation tools write
+        self.voxel_size_um = None if size is None else (float(size[0]), float(size[1]), float(size[2]))
+        self.identity = storage.digest_json([stored.name, digest_of_file(path)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_dataset", "_files")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Source.__init__(self)
+        vars(self).update(state)
+
+    @cached_property
+    def _dataset(self) -> Any:
+        """Opened again in every process."""
+        import h5py
+
+        with storage.reaching(self._path):
+            opened = self._files.enter_context(fsspec.open(self._path, "rb"))
+        try:
+            file = self._files.enter_context(h5py.File(opened, "r"))
+        except OSError as error:
+            raise SourceError(f"{self._path} cannot be read as HDF5 ({error}). Copy the file again.") from error
+        found: list[str] = []
+        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        name = self._name or (found[0] if len(found) == 1 else "")
+        if name not in found:
+            raise SourceError(
+                f"{self._path} holds the datasets {', '.join(found) or '(none)'}: pick one, as {self._path}:NAME."
+            )
+        return file[name]
+
+    def read(self, box: Box, pool: Executor) -> tuple[Voxels, None]:
+        """Voxels [z, y, x] of a box, and no digests. Raises SliceError naming planes."""
+        return self.rows(box, pool), None
+
+    def rows(self, box: Box, pool: Executor) -> Voxels:  # noqa: ARG002
+        """As `read`; only the chunks that the box touches are read."""
+        try:
+            return np.asarray(self._dataset[(*self._leading, *box.slices)], self.dtype)
+        except OSError as error:
+            raise SliceError(
+                f"Planes {box.start[0]} to {box.stop[0] - 1} of {self.url} cannot be decoded ({error}). Copy the file again."
+            ) from error

@@ -14,7 +14,7 @@ from perfuse_ingest.mask_sources import open_masks
 from perfuse_ingest.measures import Measures, intensity
 from perfuse_ingest.plan import IngestPlan, plan
 from perfuse_ingest.slabs import Pass
-from perfuse_ingest.stack import Stack, open_stack
+from perfuse_ingest.sources import Source, check_dtype, open_source
 
 Request = dict[str, Any]
 """What determines a scan; kept with it, so that the same call is known again."""
@@ -45,7 +45,8 @@ def ingest(
     for what, word in {"specimen": specimen, "organ": organ, "donor": donor or specimen}.items():
         if not word.strip() or "," in word:
             raise SourceError(f"The {what} is a name without commas; got {word!r}.")
-    stack = open_stack(source)
+    stack = open_source(source)
+    check_dtype(stack, ("uint8", "uint16"))
     for name in stack.passed_over:
         say(f"passed over {name}: no image")
     z_um, y_um, x_um = map(float, voxel_size_um)
@@ -75,7 +76,7 @@ def _scan_url(scan_url: str) -> str:
     return url
 
 
-def _ingest_image(url: str, stack: Stack, levels: list[volumes.Level], about: Request, fits: IngestPlan) -> ScanInfo:
+def _ingest_image(url: str, stack: Source, levels: list[volumes.Level], about: Request, fits: IngestPlan) -> ScanInfo:
     slices = {"slices": stack.identity, "shape_zyx": list(stack.shape_zyx), "dtype": str(stack.dtype)}
     request = {**about, **slices}
     if _finished(url, request):
@@ -124,7 +125,7 @@ def _insist_same(url: str, there: Request, asked: Request) -> None:
         raise ScanError(f"{url} holds another scan ({words}). It is not overwritten: choose another URL, or remove it.")
 
 
-def _prepared(url: str, stack: Stack, levels: list[volumes.Level], request: Request) -> zarr.Group:
+def _prepared(url: str, stack: Source, levels: list[volumes.Level], request: Request) -> zarr.Group:
     """The group with all its arrays: as an interrupted ingest of the same left it, else new and empty."""
     key = storage.digest_json(request)
     there = volumes.open_group(url).attrs.get(PREPARED) if _occupied(url) else None
@@ -138,7 +139,7 @@ def _prepared(url: str, stack: Stack, levels: list[volumes.Level], request: Requ
     return volumes.open_group(url, "r+")
 
 
-def _pass(url: str, group: zarr.Group, stack: Stack, levels: list[volumes.Level], key: str) -> Pass:
+def _pass(url: str, group: zarr.Group, stack: Source, levels: list[volumes.Level], key: str) -> Pass:
     inner = group.require_group("perfuse")
     done = inner.require_group("done")
     arrays = [_array(group, str(k)) for k in range(len(levels))]
@@ -158,12 +159,12 @@ def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return array
 
 
-def _summary(url: str, stack: Stack, about: Request, work: Pass) -> ScanInfo:
+def _summary(url: str, stack: Source, about: Request, work: Pass) -> ScanInfo:
     lineage = {
         "source": storage.public(stack.url),
-        "slices": len(stack.slices),
-        "first": stack.slices[0].name,
-        "last": stack.slices[-1].name,
+        "slices": stack.shape_zyx[0],
+        "first": stack.names[0],
+        "last": stack.names[-1],
         "slices_digest": work.measures.slices_root(),
         "perfuse": __version__,
     }

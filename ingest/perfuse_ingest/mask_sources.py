@@ -14,7 +14,7 @@ from perfuse import storage
 from perfuse.errors import ShapeMismatchError, SliceError
 from perfuse.geometry import Box, Index3
 from perfuse_ingest.masks import MaskVolume, content_digest, open_mask
-from perfuse_ingest.stack import Stack, open_stack
+from perfuse_ingest.sources import Source, open_source
 
 Mask = npt.NDArray[np.uint8]
 VALUES = (1, 254, 255)
@@ -55,7 +55,7 @@ class MaskSource(ABC):
 class StackMask(MaskSource):
     """A mask a slice."""
 
-    def __init__(self, stack: Stack, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, stack: Source, pool: ThreadPoolExecutor) -> None:
         self.url, self.shape_zyx, self.passed_over = stack.url, stack.shape_zyx, stack.passed_over
         self.identity = stack.identity
         self._stack, self._pool = stack, pool
@@ -64,14 +64,8 @@ class StackMask(MaskSource):
 
     def planes(self, start: int, stop: int) -> Mask:
         """See MaskSource."""
-        slab = np.empty((stop - start, *self.shape_zyx[1:]), np.uint8)
-
-        def decode(index: int) -> None:
-            plane, _ = self._stack.read(index)
-            slab[index - start] = self._checked(plane, index)
-
-        list(self._pool.map(decode, range(start, stop)))
-        return slab
+        voxels, _ = self._stack.read(Box((start, 0, 0), (stop, *self.shape_zyx[1:])), self._pool)
+        return np.stack(list(self._pool.map(self._checked, voxels, range(start, stop))))
 
     def _checked(self, plane: npt.NDArray[Any], index: int) -> Mask:
         vessels: npt.NDArray[np.bool_] = plane != 0
@@ -82,7 +76,7 @@ class StackMask(MaskSource):
             found = sorted({*plane[vessels & (plane != allowed)][:1].tolist()}) if allowed else [value]
             if found:
                 raise SliceError(
-                    f"Slice {index} ({self._stack.slices[index].name} of {self.url}) holds {found[0]}"
+                    f"Slice {index} ({self._stack.names[index]} of {self.url}) holds {found[0]}"
                     f"{f', where {allowed} marks the vessels' if allowed else ''}. A mask has two values in all its "
                     f"slices: 0 and one of {', '.join(map(str, VALUES))}."
                 )
@@ -116,6 +110,6 @@ def _volume(source: str) -> Iterator[MaskSource]:
 
 @contextmanager
 def _stack(source: str) -> Iterator[MaskSource]:
-    stack = open_stack(source)
+    stack = open_source(source)
     with ThreadPoolExecutor() as pool:
         yield StackMask(stack, pool)

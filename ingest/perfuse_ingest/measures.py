@@ -18,7 +18,7 @@ import zarr
 from perfuse import volumes
 from perfuse.errors import ScanError
 from perfuse_ingest.plan import Slab
-from perfuse_ingest.stack import Stack
+from perfuse_ingest.sources import Source
 
 Counts = npt.NDArray[np.int64]
 PERCENTS = (0.5, 1.0, 5.0, 50.0, 95.0, 99.0, 99.5)
@@ -52,7 +52,7 @@ class Measures:
     group: zarr.Group
 
     @classmethod
-    def create(cls, group: zarr.Group, stack: Stack) -> "Measures":
+    def create(cls, group: zarr.Group, stack: Source) -> "Measures":
         """Empty arrays, and the names of the slices."""
         shape = stack.shape_zyx
         thickness = volumes.shard_shape(shape)[0]
@@ -61,7 +61,7 @@ class Measures:
         _create(group, "slices", (shape[0], 32), (thickness, 32), "uint8")
         _create(group, "histograms", (slabs, bins), (1, bins), "int64")
         _create(group, "occupancy", (slabs, rows, columns, 2), (1, rows, columns, 2), stack.dtype)
-        names = np.array([s.name.encode() for s in stack.slices])
+        names = np.array([n.encode() for n in stack.names])
         packed = names.view(np.uint8).reshape(len(names), names.itemsize)
         _create(group, "slice_names", packed.shape, packed.shape, "uint8")[...] = packed
         return cls(group)

@@ -23,7 +23,7 @@ from perfuse import storage, volumes
 from perfuse.geometry import Box, blocks, index3, runs
 from perfuse_ingest.measures import Measures, measure
 from perfuse_ingest.plan import IngestPlan, Slab, slab_tree
-from perfuse_ingest.stack import Stack
+from perfuse_ingest.sources import Source
 
 Planes = npt.NDArray[Any]
 Key = tuple[int, int]
@@ -34,7 +34,7 @@ class Pass:
     """One pass over a stack, into a scan whose arrays are there."""
 
     scan_url: str
-    stack: Stack
+    stack: Source
     levels: list[volumes.Level]
     arrays: list[zarr.Array[Any]]
     marks: list[volumes.DoneMarks]
@@ -86,19 +86,12 @@ class Pass:
         return self._halve(voxels, slab) if halves_wanted else None
 
     def _decode(self, slab: Slab) -> Planes:
-        voxels = np.empty(slab.box.shape, self.stack.dtype)
-        start, stop = slab.box.start[0], slab.box.stop[0]
-
-        def decode(index: int) -> bytes:
-            voxels[index - start], digest = self.stack.read(index)
-            return digest
-
-        digests = list(self._pool.map(decode, range(start, stop)))
+        voxels, digests = self.stack.read(slab.box, self._pool)
         chunk = index3(self.arrays[0].chunks)
         bands = self._pool.map(
             lambda rows: measure(voxels[:, rows[0] : rows[1]], chunk[2]), runs(voxels.shape[1], chunk[1])
         )
-        self.measures.store(slab, digests, list(bands))
+        self.measures.store(slab, digests or [], list(bands))
         return voxels
 
     def _digests(self, slab: Slab, digest: Callable[[int, Box], bytes]) -> bytes:

@@ -182,7 +182,7 @@ def test_real_stacks_with_their_labels(tmp_path: Path, test_data: Path) -> None:
 
 def test_every_real_label_has_the_shape_of_its_image(tmp_path: Path, test_data: Path) -> None:
     from perfuse_ingest.mask_sources import open_masks
-    from perfuse_ingest.stack import open_stack
+    from perfuse_ingest.sources.stack import open_stack
 
     labels = {p.name.split("_")[0] + p.name.split("_")[1]: p for p in (test_data / "vesselnn/labels").glob("*.tif")}
     for image in (test_data / "vesselnn/images").glob("*.tif"):

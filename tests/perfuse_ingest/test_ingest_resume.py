@@ -15,8 +15,8 @@ from perfuse.catalog import Scan
 from perfuse.errors import BusyError, ScanError
 from perfuse.locks import writing
 from perfuse.verify import damaged
-from perfuse_ingest import stack as stacks
 from perfuse_ingest.ingest import ingest
+from perfuse_ingest.sources.stack import Stack
 
 Volume = np.ndarray[Any, Any]
 Bytes = Callable[[Path], dict[str, str]]
@@ -38,15 +38,15 @@ def undisturbed(tmp_path: Path, source: Path, stored_bytes: Bytes) -> dict[str, 
 def reads_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
     """Slices that are decoded from now on; decoding one of them fails as a disk does."""
     decoded: list[int] = []
-    real = stacks.read
+    real = Stack.slice_into
 
-    def read(one: Any, index: int) -> Any:
+    def read(stack: Stack, index: int, *where: Any) -> bytes:
         if index == fail_at:
             raise OSError("the disk is gone")
         decoded.append(index)
-        return real(one, index)
+        return real(stack, index, *where)
 
-    monkeypatch.setattr(stacks, "read", read)
+    monkeypatch.setattr(Stack, "slice_into", read)
     return decoded
 
 
@@ -61,7 +61,6 @@ def test_a_failed_ingest_resumes(
 ) -> None:
     url = tmp_path / "k1.ome.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(stacks.Stack, "identity", stacks.open_stack(str(source)).identity)
         reads_of(patch, fail_at)
         with pytest.raises(OSError, match="the disk is gone"):
             ingest(str(source), str(url), **ABOUT)
@@ -75,7 +74,6 @@ def test_only_what_was_lost_is_decoded_again(
     tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = tmp_path / "whole" / "k1.ome.zarr"
-    monkeypatch.setattr(stacks.Stack, "identity", stacks.open_stack(str(source)).identity)
     unfinish(url)
     (url / "0/c/2/0/0").write_bytes(b"torn")
     (url / "1/c/0/0/0").unlink()
@@ -105,10 +103,10 @@ def test_an_unfinished_ingest_of_something_else_is_begun_anew(
 def test_kill_9_in_the_middle(tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes) -> None:
     url = tmp_path / "k1.ome.zarr"
     script = (
-        "import time\nfrom perfuse_ingest import tiff, stack\nfrom perfuse_ingest.ingest import ingest\n"
-        "real = stack.read\n"
-        "def slowly(one, index):\n    time.sleep(0.01)\n    return real(one, index)\n"
-        "stack.read = slowly\n"
+        "import time\nfrom perfuse_ingest.ingest import ingest\nfrom perfuse_ingest.sources.stack import Stack\n"
+        "real = Stack.slice_into\n"
+        "def slowly(stack, *what):\n    time.sleep(0.01)\n    return real(stack, *what)\n"
+        "Stack.slice_into = slowly\n"
         f"ingest({str(source)!r}, {str(url)!r}, voxel_size_um=(50, 50, 50), specimen='k1', organ='kidney')\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)

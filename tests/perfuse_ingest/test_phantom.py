@@ -15,7 +15,7 @@ import tifffile
 from perfuse.errors import PerfuseError, SourceError
 from perfuse_ingest.phantom import PhantomSummary, write_phantom
 from perfuse_ingest.phantom.organ import Envelope
-from perfuse_ingest.stack import open_stack
+from perfuse_ingest.sources.stack import open_stack
 
 SHAPE = (64, 128, 128)
 DATA = Path(os.environ.get("PERFUSE_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

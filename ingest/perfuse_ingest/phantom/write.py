@@ -21,11 +21,11 @@ import tifffile
 from perfuse import storage
 from perfuse.errors import ShapeMismatchError, SourceError
 from perfuse_ingest.masks import MaskVolume, content_digest, open_mask
-from perfuse_ingest.naming import UNFINISHED
 from perfuse_ingest.phantom.geometry import Geometry, MaskGeometry, TreeGeometry
 from perfuse_ingest.phantom.organ import Envelope
 from perfuse_ingest.phantom.render import Renderer
 from perfuse_ingest.phantom.tree import grow_tree
+from perfuse_ingest.sources.naming import UNFINISHED
 
 Progress = Callable[[int, int], None]
 """Called with (slices done, slices in all)."""

@@ -1,1 +1,24 @@
 """Where voxels come from: stacks of slices and volumes, in any format, on any fsspec URL."""
+
+from perfuse.errors import SourceError
+from perfuse_ingest.sources.source import Source
+from perfuse_ingest.sources.stack import open_stack
+
+__all__ = ["Source", "check_dtype", "open_source"]
+
+
+def open_source(url: str, *, allow_gaps: bool = False) -> Source:
+    """Open what stands at a URL and check its headers. Raises SourceError, SliceError.
+
+    allow_gaps: slice numbers that are missing read as zeros.
+    """
+    return open_stack(url, allow_gaps=allow_gaps)
+
+
+def check_dtype(source: Source, allowed: tuple[str, ...]) -> None:
+    """Raises SourceError when an image's dtype is none of `allowed`. Masks have any, and are checked by value."""
+    if str(source.dtype) not in allowed:
+        raise SourceError(
+            f"The slices of {source.url} have dtype {source.dtype} ({source.names[0]}); allowed are "
+            f"{', '.join(allowed)}. Convert the stack first."
+        )

@@ -51,7 +51,9 @@ def phantom(
         str | None, typer.Option(help="Z,Y,X voxels, at least 24 each; 128,256,256 when not given.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    from_mask: Annotated[str | None, typer.Option(help="Render this geometry: NIfTI, HDF5, TIFF or Zarr.")] = None,
+    from_mask: Annotated[
+        str | None, typer.Option(help="Render this geometry: TIFF slices, NIfTI, HDF5, Zarr or N5.")
+    ] = None,
     voxel_size_um: Annotated[float | None, typer.Option(help="Edge of a voxel, µm; 50, or the mask's own.")] = None,
 ) -> None:
     """Render a vascular organ as HiP-CT shows it, with exact truth.
@@ -80,7 +82,7 @@ def ingest(
     organ: Annotated[str, typer.Option(help="kidney, spleen, …")],
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
     labels: Annotated[
-        str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5 or Zarr.")
+        str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5, Zarr or N5.")
     ] = None,
     labels_name: Annotated[str, typer.Option(help="Name of the label group.")] = "human",
     coverage: Coverage = 1.0,
@@ -112,7 +114,9 @@ def ingest(
 
 def labels_add(
     scan_url: Annotated[str, typer.Argument(help="The scan.")],
-    source: Annotated[str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5 or Zarr.")],
+    source: Annotated[
+        str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5, Zarr or N5.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the label group.")],
     at: Annotated[str | None, typer.Option(help="Z,Y,X of the first voxel, for labels of a part.")] = None,
     coverage: Coverage = 1.0,

@@ -3,15 +3,20 @@
 from perfuse.errors import SourceError
 from perfuse_ingest.sources.source import Source
 from perfuse_ingest.sources.stack import open_stack
+from perfuse_ingest.sources.volumes import is_volume, open_volume
 
 __all__ = ["Source", "check_dtype", "open_source"]
 
 
-def open_source(url: str, *, allow_gaps: bool = False) -> Source:
-    """Open what stands at a URL and check its headers. Raises SourceError, SliceError.
+def open_source(url: str, *, level: int = 0, allow_gaps: bool = False) -> Source:
+    """Open what stands at a URL, a stack or a volume, and check its headers. Raises SourceError, SliceError, ServerError.
 
-    allow_gaps: slice numbers that are missing read as zeros.
+    level: of a volume with several, 0 the finest. allow_gaps: slice numbers that are missing read as zeros.
     """
+    if is_volume(url):
+        return open_volume(url, level=level)
+    if level:
+        raise SourceError(f"{url} is a stack of slices and has no level {level}: leave the level out.")
     return open_stack(url, allow_gaps=allow_gaps)
 
 

@@ -14,6 +14,7 @@ from perfuse import storage
 from perfuse.errors import SliceError, SourceError
 from perfuse.geometry import AXES, Box, Index3, index3
 from perfuse_ingest.sources.source import Source, Voxels
+from perfuse_ingest.sources.volumes.checks import check_finite, volume_shape
 from perfuse_ingest.sources.volumes.layout import Axes, Layout, find_layout
 from perfuse_ingest.sources.volumes.probes import spread
 from perfuse_ingest.sources.volumes.stores import context, kvstore, reaching
@@ -81,12 +82,14 @@ class ChunkedVolume(Source):
     def _part(self, box: Box) -> Voxels:
         try:
             with reaching(self.url):
-                return np.asarray(self._array[box.slices].read().result())
+                voxels = np.asarray(self._array[box.slices].read().result())
         except ValueError as error:
             raise SliceError(
                 f"Planes {box.start[0]} to {box.stop[0] - 1} of {self.url} cannot be decoded ({_first_line(error)}). "
                 "Copy the volume again."
             ) from error
+        check_finite(voxels, box, self.url)
+        return voxels
 
     @cached_property
     def identity(self) -> str:  # type: ignore[override]
@@ -120,15 +123,11 @@ def _described(url: str, layout: Layout) -> Iterator[str]:
 
 def _as_zyx(array: Any, axes: Axes | None, place: str) -> Any:
     """The array with z, y, x as its axes; all others must have length 1."""
-    rank = array.rank
+    rank, dtype = array.rank, np.dtype(array.dtype.numpy_dtype)
     names = axes[:rank] if axes and set(AXES) <= set(axes[:rank]) else ("",) * (rank - 3) + AXES
     others = [i for i, name in enumerate(names) if name not in AXES]
-    if rank < 3 or len(names) != rank or any(array.shape[i] != 1 for i in others):
-        raise SourceError(
-            f"{place} has shape {tuple(array.shape)}: a volume has z, y and x, and other axes of length 1."
-        )
-    if np.dtype(array.dtype.numpy_dtype).kind not in "biuf" or 0 in array.shape:
-        raise SourceError(f"{place} holds {array.dtype.name} {tuple(array.shape)}: a volume holds integers or floats.")
+    shape = tuple(array.shape)
+    volume_shape((*(shape[i] for i in others), *(n for i, n in enumerate(shape) if i not in others)), dtype, place)
     cut = array[tuple(0 if i in others else slice(None) for i in range(rank))]
     kept = [name for name in names if name in AXES]
     return cut.transpose([kept.index(axis) for axis in AXES])

@@ -22,8 +22,9 @@ import numpy as np
 
 from perfuse import storage
 from perfuse.errors import PlanError, SliceError, SourceError
-from perfuse.geometry import Box, Index3, Spacing, index3
+from perfuse.geometry import Box, Index3, Spacing
 from perfuse_ingest.sources.source import Source, Voxels
+from perfuse_ingest.sources.volumes.checks import check_finite, volume_shape
 from perfuse_ingest.sources.volumes.probes import digest_of_file
 
 _HEADER_BYTES = 64 * 1024
@@ -101,7 +102,9 @@ class FlatVolume(Source):
         data = self._bytes(start, stop)
         if len(data) < stop - start:
             raise SliceError(f"Plane {z} of {self.url} cannot be read: the file has become shorter. Copy it again.")
-        return np.frombuffer(data, self._stored).reshape(last - first, columns)[:, box.start[2] : box.stop[2]]
+        rows = np.frombuffer(data, self._stored).reshape(last - first, columns)[:, box.start[2] : box.stop[2]]
+        check_finite(rows[None], Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), self.url)
+        return rows
 
     def _end(self, planes: int) -> int:
         """Where in the unpacked file so many planes end."""
@@ -186,7 +189,7 @@ def _nifti_header(start: bytes, url: str) -> Header:
             f"{url} scales its values (scl_slope {slope:g}, scl_inter {shift:g}): store them as they are."
         )
     shape = tuple(int(n) for n in header.get_data_shape())
-    x, y, z = _volume_shape(tuple(reversed(shape)), header.get_data_dtype(), url)[::-1]
+    z, y, x = volume_shape(shape[::-1], header.get_data_dtype(), url)
     um = _UM_PER_UNIT[header.get_xyzt_units()[0]]
     # Zooms are float32: four digits after the decimal point of a micrometre is all they hold.
     x_um, y_um, z_um = (round(float(zoom) * um, 4) for zoom in header.get_zooms()[:3])
@@ -203,13 +206,4 @@ def _npy_header(start: bytes, url: str) -> Header:
         raise SourceError(f"{url} is no .npy file ({error}).") from error
     if fortran:
         raise SourceError(f"{url} is stored in Fortran order: save it with numpy.ascontiguousarray.")
-    return Header(_volume_shape(shape, dtype, url), dtype, file.tell())
-
-
-def _volume_shape(shape: tuple[int, ...], dtype: np.dtype[Any], url: str) -> Index3:
-    """z, y, x of a shape whose axes before those have length 1."""
-    if len(shape) < 3 or prod(shape) != prod(shape[-3:]) or 0 in shape:
-        raise SourceError(f"{url} has shape {shape}: a volume has z, y and x, and other axes of length 1.")
-    if dtype.kind not in "biuf":
-        raise SourceError(f"{url} holds {dtype}: a volume holds integers or floats.")
-    return index3(shape[-3:])
+    return Header(volume_shape(shape, dtype, url), dtype, file.tell())

@@ -10,8 +10,9 @@ import numpy as np
 
 from perfuse import storage
 from perfuse.errors import SliceError, SourceError
-from perfuse.geometry import Box, index3
+from perfuse.geometry import Box
 from perfuse_ingest.sources.source import Source, Voxels
+from perfuse_ingest.sources.volumes.checks import check_finite, volume_shape
 from perfuse_ingest.sources.volumes.probes import digest_of_file
 
 
@@ -25,12 +26,8 @@ class Hdf5Volume(Source):
         self.url, self._path, self._name = f"{path}:{dataset}" if dataset else path, path, dataset.strip("/")
         stored = self._dataset
         shape = tuple(stored.shape or ())
-        self._leading = (0,) * (len(shape) - 3)
-        if len(shape) < 3 or 0 in shape or any(n != 1 for n in shape[:-3]):
-            raise SourceError(f"{self.url} has shape {shape}: a volume has z, y and x, and other axes of length 1.")
-        if stored.dtype.kind not in "biuf":
-            raise SourceError(f"{self.url} holds {stored.dtype}: a volume holds integers or floats.")
-        self.shape_zyx, self.dtype = index3(shape[-3:]), stored.dtype.newbyteorder("=")
+        self.shape_zyx = volume_shape(shape, stored.dtype, self.url)
+        self._leading, self.dtype = (0,) * (len(shape) - 3), stored.dtype.newbyteorder("=")
         self.names = tuple(f"z={z}" for z in range(self.shape_zyx[0]))
         self.largest_bytes = 2 * prod(stored.chunks or shape[-2:]) * self.dtype.itemsize
         size = stored.attrs.get("element_size_um")  # z, y, x: what several segmentation tools write
@@ -71,8 +68,10 @@ class Hdf5Volume(Source):
     def rows(self, box: Box, pool: Executor) -> Voxels:  # noqa: ARG002
         """As `read`; only the chunks that the box touches are read."""
         try:
-            return np.asarray(self._dataset[(*self._leading, *box.slices)], self.dtype)
+            voxels = np.asarray(self._dataset[(*self._leading, *box.slices)], self.dtype)
         except OSError as error:
             raise SliceError(
                 f"Planes {box.start[0]} to {box.stop[0] - 1} of {self.url} cannot be decoded ({error}). Copy the file again."
             ) from error
+        check_finite(voxels, box, self.url)
+        return voxels

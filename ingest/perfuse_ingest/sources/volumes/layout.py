@@ -156,8 +156,8 @@ def _n5_voxel_size(array: Json, group: Json, level: int) -> Spacing | None:
             return None
         factors = listed[level]
     for holder in (array, group):
-        stated = holder.get("pixelResolution", holder.get("resolution"))
-        unit = holder.get("units", holder.get("unit"))
+        stated: Any = holder.get("pixelResolution", holder.get("resolution"))
+        unit: Any = holder.get("units", holder.get("unit"))
         if isinstance(stated, dict):
             stated, unit = stated.get("dimensions"), stated.get("unit")
         if stated:

@@ -246,7 +246,7 @@ def test_floats_without_a_number_are_named(tmp_path: Path, voxels: Volume, pool:
     values = voxels.astype(np.float32)
     values[9, 10, 11] = np.nan
     volume = open_volume(write_ome(tmp_path / "v.ome.zarr", values))
-    with pytest.raises(SliceError, match="Plane 9 of .* holds nan at row 10, column 11"):
+    with pytest.raises(SliceError, match=r"Plane 9 of .* holds nan at row 10, column 11"):
         volume.read(WHOLE, pool)
 
 

@@ -200,12 +200,9 @@ def test_unpacking_needs_room_and_leaves_nothing(
     with open_volume(write_nifti(tmp_path / "v.nii.gz", values("int32"))) as volume:
         volume.read(WHOLE, pool)
         assert list(scratch.iterdir()) == []
-    with (
-        monkeypatch.context() as patch,
-        open_volume(str(tmp_path / "v.nii.gz")) as volume,
-        pytest.raises(PlanError, match=r"takes 22,088 bytes in .*scratch, where 5 are free"),
-    ):
-        patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5}))
+    message = r"takes 22,088 bytes in .*scratch, where 5 are free"
+    with open_volume(str(tmp_path / "v.nii.gz")) as volume, pytest.raises(PlanError, match=message):
         volume.read(WHOLE, pool)
 
 

@@ -34,10 +34,10 @@ def is_volume(url: str) -> bool:
 
 
 def open_volume(url: str, *, level: int = 0) -> Source:
-    """A volume as a source; only metadata and a few probes are read now. level: of a pyramid, 0 the finest.
+    """A volume as a source; only metadata are read now, and a few blocks of a single file. level: of a pyramid, 0 the finest.
 
     Raises SourceError when it does not exist, is no volume or has no such level (the message lists those that there
-    are); SliceError when a probe is damaged; ServerError when the store is away.
+    are); SliceError for a file that is truncated; ServerError when the store is away.
     """
     path, dataset = _dataset_of(url)
     path = storage.normal(path)

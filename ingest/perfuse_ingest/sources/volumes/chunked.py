@@ -13,36 +13,31 @@ import numpy as np
 from perfuse import storage
 from perfuse.errors import SliceError, SourceError
 from perfuse.geometry import AXES, Box, Index3, index3
-from perfuse_ingest.sources.source import Source, Voxels
-from perfuse_ingest.sources.volumes.checks import check_finite, volume_shape
+from perfuse_ingest.sources.source import Voxels
 from perfuse_ingest.sources.volumes.layout import Axes, Layout, find_layout
 from perfuse_ingest.sources.volumes.probes import spread
 from perfuse_ingest.sources.volumes.stores import context, kvstore, reaching
+from perfuse_ingest.sources.volumes.volume import Volume, check_finite, volume_shape
 
 _READ_BYTES = 16 * 2**20
 """Roughly what a thread reads at once: several chunks side by side hide a store's latency."""
 
 
-class ChunkedVolume(Source):
+class ChunkedVolume(Volume):
     """One level of a volume."""
 
-    cuts_rows = True
+    _opened = ("_array",)
 
     def __init__(self, url: str, layout: Layout, level: int) -> None:
         super().__init__()
         self.url = url
         self._driver, self._axes, self._path = layout.driver, layout.axes, layout.levels[level].path
         self.voxel_size_um = layout.levels[level].voxel_size_um
-        self.shape_zyx = index3(self._array.shape)
-        self.dtype = np.dtype(self._array.dtype.numpy_dtype)
-        self.names = tuple(f"z={z}" for z in range(self.shape_zyx[0]))
+        self._describe(url, index3(self._array.shape), np.dtype(self._array.dtype.numpy_dtype))
         self._chunk = index3(
             [c or n for c, n in zip(self._array.chunk_layout.read_chunk.shape, self.shape_zyx, strict=True)]
         )
         self.largest_bytes = 2 * prod(self._at_once) * self.dtype.itemsize
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_array"}
 
     @cached_property
     def _array(self) -> Any:
@@ -65,12 +60,8 @@ class ChunkedVolume(Source):
         row = z * y * x * self.dtype.itemsize
         return z, y, x * max(1, min(_READ_BYTES // row, -(-self.shape_zyx[2] // x)))
 
-    def read(self, box: Box, pool: Executor) -> tuple[Voxels, None]:
-        """Voxels [z, y, x] of a box, and no digests. Raises SliceError naming planes, ServerError."""
-        return self.rows(box, pool), None
-
     def rows(self, box: Box, pool: Executor) -> Voxels:
-        """As `read`; only the chunks that the box touches are read."""
+        """See Source; only the chunks that the box touches are read, several by a thread where a store is far."""
         voxels = np.empty(box.shape, self.dtype)
 
         def fill(part: Box) -> None:

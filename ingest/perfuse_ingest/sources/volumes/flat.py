@@ -23,9 +23,9 @@ import numpy as np
 from perfuse import storage
 from perfuse.errors import PlanError, SliceError, SourceError
 from perfuse.geometry import Box, Index3, Spacing
-from perfuse_ingest.sources.source import Source, Voxels
-from perfuse_ingest.sources.volumes.checks import check_finite, volume_shape
+from perfuse_ingest.sources.source import Voxels
 from perfuse_ingest.sources.volumes.probes import digest_of_file
+from perfuse_ingest.sources.volumes.volume import Volume, check_finite, volume_shape
 
 _HEADER_BYTES = 64 * 1024
 _UNPACK_BYTES = 4 * 2**20
@@ -45,10 +45,10 @@ class Header:
     voxel_size_um: Spacing | None = None
 
 
-class FlatVolume(Source):
+class FlatVolume(Volume):
     """A volume in one file."""
 
-    cuts_rows = True
+    _opened = ("_unpacked", "_unpacking")
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -57,10 +57,9 @@ class FlatVolume(Source):
         with storage.reaching(url):
             self._size = int(storage.filesystem(url).size(url))
         header = self._header()
-        self.shape_zyx, self._stored, self._offset = header.shape_zyx, header.dtype, header.offset
+        self._describe(url, header.shape_zyx, header.dtype)
+        self._stored, self._offset = header.dtype, header.offset
         self.voxel_size_um = header.voxel_size_um
-        self.dtype = self._stored.newbyteorder("=")
-        self.names = tuple(f"z={z}" for z in range(self.shape_zyx[0]))
         self.largest_bytes = prod(self.shape_zyx[1:]) * self._stored.itemsize
         self.identity = digest_of_file(url)
         self._prepare()
@@ -71,20 +70,12 @@ class FlatVolume(Source):
         self._unpacked: BinaryIO | None = None
         self._unpacking = Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in vars(self).items() if name not in ("_files", "_unpacked", "_unpacking")}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Source.__init__(self)
+        super().__setstate__(state)
         self._prepare()
-        vars(self).update(state)
-
-    def read(self, box: Box, pool: Executor) -> tuple[Voxels, None]:
-        """Voxels [z, y, x] of a box, and no digests. Raises SliceError naming the plane, ServerError, PlanError."""
-        return self.rows(box, pool), None
 
     def rows(self, box: Box, pool: Executor) -> Voxels:
-        """As `read`; only the box's rows are read."""
+        """See Source; only the box's rows are read."""
         if self._gzipped:
             self._unpack()
         voxels = np.empty(box.shape, self.dtype)

@@ -11,35 +11,27 @@ import numpy as np
 from perfuse import storage
 from perfuse.errors import SliceError, SourceError
 from perfuse.geometry import Box
-from perfuse_ingest.sources.source import Source, Voxels
-from perfuse_ingest.sources.volumes.checks import check_finite, volume_shape
+from perfuse_ingest.sources.source import Voxels
 from perfuse_ingest.sources.volumes.probes import digest_of_file
+from perfuse_ingest.sources.volumes.volume import Volume, check_finite, volume_shape
 
 
-class Hdf5Volume(Source):
+class Hdf5Volume(Volume):
     """A dataset by name, or the only one of the file. HDF5 decodes in one thread at a time."""
 
-    cuts_rows = True
+    _opened = ("_dataset",)
 
     def __init__(self, path: str, dataset: str) -> None:
         super().__init__()
-        self.url, self._path, self._name = f"{path}:{dataset}" if dataset else path, path, dataset.strip("/")
+        self._path, self._name = path, dataset.strip("/")
         stored = self._dataset
-        shape = tuple(stored.shape or ())
-        self.shape_zyx = volume_shape(shape, stored.dtype, self.url)
-        self._leading, self.dtype = (0,) * (len(shape) - 3), stored.dtype.newbyteorder("=")
-        self.names = tuple(f"z={z}" for z in range(self.shape_zyx[0]))
+        shape, url = tuple(stored.shape or ()), f"{path}:{dataset}" if dataset else path
+        self._describe(url, volume_shape(shape, stored.dtype, url), stored.dtype)
+        self._leading = (0,) * (len(shape) - 3)
         self.largest_bytes = 2 * prod(stored.chunks or shape[-2:]) * self.dtype.itemsize
         size = stored.attrs.get("element_size_um")  # z, y, x: what several segmentation tools write
         self.voxel_size_um = None if size is None else (float(size[0]), float(size[1]), float(size[2]))
         self.identity = storage.digest_json([stored.name, digest_of_file(path)])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_dataset", "_files")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Source.__init__(self)
-        vars(self).update(state)
 
     @cached_property
     def _dataset(self) -> Any:
@@ -61,12 +53,8 @@ class Hdf5Volume(Source):
             )
         return file[name]
 
-    def read(self, box: Box, pool: Executor) -> tuple[Voxels, None]:
-        """Voxels [z, y, x] of a box, and no digests. Raises SliceError naming planes."""
-        return self.rows(box, pool), None
-
     def rows(self, box: Box, pool: Executor) -> Voxels:  # noqa: ARG002
-        """As `read`; only the chunks that the box touches are read."""
+        """See Source; only the chunks that the box touches are read."""
         try:
             voxels = np.asarray(self._dataset[(*self._leading, *box.slices)], self.dtype)
         except OSError as error:

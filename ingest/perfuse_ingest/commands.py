@@ -1,4 +1,4 @@
-"""The verbs of the ingest room: phantom, ingest, labels add."""
+"""The verbs of the ingest room: phantom, ingest, labels add, hoa ls."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from perfuse.errors import SourceError
 from perfuse.geometry import Index3, Spacing, index3
+from perfuse_ingest import hoa_commands
 
 
 def parse_voxel_size(text: str) -> Spacing:
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
     labels.command("add")(labels_add)
     labels.callback()(lambda: None)
     app.add_typer(labels, name="labels")
+    hoa_commands.register(app)
 
 
 def phantom(
@@ -50,7 +52,9 @@ def phantom(
         str | None, typer.Option(help="Z,Y,X voxels, at least 24 each; 128,256,256 when not given.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    from_mask: Annotated[str | None, typer.Option(help="Render this geometry: NIfTI, HDF5, TIFF or Zarr.")] = None,
+    from_mask: Annotated[
+        str | None, typer.Option(help="Render this geometry: TIFF slices, NIfTI, HDF5, Zarr or N5.")
+    ] = None,
     voxel_size_um: Annotated[float | None, typer.Option(help="Edge of a voxel, µm; 50, or the mask's own.")] = None,
 ) -> None:
     """Render a vascular organ as HiP-CT shows it, with exact truth.
@@ -81,7 +85,7 @@ def ingest(
     ] = None,
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
     labels: Annotated[
-        str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5 or Zarr.")
+        str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5, Zarr or N5.")
     ] = None,
     labels_name: Annotated[str, typer.Option(help="Name of the label group.")] = "human",
     coverage: Coverage = 1.0,
@@ -147,7 +151,9 @@ def ingest(
 
 def labels_add(
     scan_url: Annotated[str, typer.Argument(help="The scan.")],
-    source: Annotated[str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5 or Zarr.")],
+    source: Annotated[
+        str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5, Zarr or N5.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the label group.")],
     at: Annotated[str | None, typer.Option(help="Z,Y,X of the first voxel, for labels of a part.")] = None,
     coverage: Coverage = 1.0,

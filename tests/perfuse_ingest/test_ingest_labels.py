@@ -38,7 +38,9 @@ def folder_of(stack_folder: StackFolder, folder: Path, mask: Volume, value: int,
     return str(stack_folder(folder, mask.astype(dtype) * np.array(value, dtype)))
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(1, "uint8"), (254, "uint16"), (255, "uint8"), (255, "uint16")])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1, "uint8"), (254, "uint16"), (255, "uint8"), (65535, "uint16"), (7, "uint8"), (3, "float32")]
+)
 def test_masks_of_two_values(
     tmp_path: Path, scan_url: str, stack_folder: StackFolder, mask: Volume, value: int, dtype: str
 ) -> None:
@@ -97,13 +99,13 @@ def test_sparse_labels(tmp_path: Path, scan_url: str, stack_folder: StackFolder,
 def bad_masks() -> dict[str, tuple[Volume, str]]:
     rng = np.random.default_rng(0)
     two = (rng.random(SHAPE) < 0.1).astype(np.uint8)
-    three, mixed, other = two * 255, two * 255, two * 7
+    three, mixed = two * 255, two * 255
     three[5, 3, 4] = 128
     mixed[66:] = two[66:]
     return {
         "three values": (three, r"Slice 5 \(slice_0005.tif .*\) holds 128, where 255 marks the vessels"),
         "1 here, 255 there": (mixed, r"Slice 6\d .*holds 1, where 255 marks the vessels"),
-        "another value": (other, r"holds 7\. A mask has two values in all its slices: 0 and one of 1, 254, 255"),
+        "NaN": (np.where(two * np.arange(90) == 4, np.nan, two).astype(np.float32), r"Slice \d.*holds nan"),
         "empty": (two * 0, "is empty: no voxel is marked"),
     }
 

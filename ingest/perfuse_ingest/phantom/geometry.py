@@ -7,7 +7,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from perfuse_ingest.masks import MaskVolume
+from perfuse_ingest.mask_sources import MaskSource
 from perfuse_ingest.phantom.tree import Tree
 
 Volume = NDArray[np.float32]
@@ -22,6 +22,8 @@ _BLUR = 0.6
 """Half the width, in voxels, of the edge that the scanner makes of a sharp boundary."""
 _HALO = 2
 """Planes beyond a slab on which the rendering of a mask depends."""
+_MARKED = 128
+"""Where a mask holds probabilities, those of a half and more are vessels."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class TreeGeometry:
 class MaskGeometry:
     """The vessels of a given mask, whose truth is the mask itself."""
 
-    def __init__(self, mask: MaskVolume) -> None:
+    def __init__(self, mask: MaskSource) -> None:
         self.shape_zyx = mask.shape_zyx
         self._mask = mask
 
@@ -89,7 +91,7 @@ class MaskGeometry:
         """The slab with a halo on all six sides; nothing lies beyond the volume."""
         low, high = max(0, z_begin - _HALO), min(self.shape_zyx[0], z_end + _HALO)
         beyond = (low - (z_begin - _HALO), z_end + _HALO - high)
-        return np.pad(self._mask.read(low, high), (beyond, (_HALO, _HALO), (_HALO, _HALO)))
+        return np.pad(self._mask.planes(low, high) >= _MARKED, (beyond, (_HALO, _HALO), (_HALO, _HALO)))
 
 
 def _parts(depth: Volume, radius: Volume) -> tuple[Volume, Volume]:

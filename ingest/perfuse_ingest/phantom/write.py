@@ -20,7 +20,7 @@ import tifffile
 
 from perfuse import storage
 from perfuse.errors import ShapeMismatchError, SourceError
-from perfuse_ingest.masks import MaskVolume, content_digest, open_mask
+from perfuse_ingest.mask_sources import MaskSource, open_masks
 from perfuse_ingest.phantom.geometry import Geometry, MaskGeometry, TreeGeometry
 from perfuse_ingest.phantom.organ import Envelope
 from perfuse_ingest.phantom.render import Renderer
@@ -51,7 +51,7 @@ class PhantomSummary:
     """z, y, x"""
     seed: int
     mask_digest: str | None
-    """Digest of the bytes of the mask that gave the geometry; None for a grown tree."""
+    """Digest of the voxels of the mask that gave the geometry; None for a grown tree."""
     vessel_voxels: int
     vessel_share: float
     """Of the volume."""
@@ -82,21 +82,20 @@ def write_phantom(
     """Writes a phantom to the folder `out` (a path or fsspec URL), and does nothing where it already stands.
 
     The vessels are a grown tree of `shape_zyx` (128, 256, 256 unless told) or, with `from_mask`, those of a mask
-    (NIfTI, HDF5, TIFF, Zarr), whose shape, and voxel size where the file says it, are taken over.
+    (a stack or a volume, as for labels), whose shape, and voxel size where the file says it, are taken over.
     The voxel size is 50 µm unless told. `slab_planes` bounds the memory and has no influence on the voxels.
     Raises SourceError when `out` holds anything else, the shape is too small or the mask cannot be read;
     ShapeMismatchError when `shape_zyx` is not the mask's.
     """
     with ExitStack() as files:
-        mask = files.enter_context(open_mask(from_mask)) if from_mask is not None else None
-        digest = content_digest(from_mask) if from_mask is not None else None
-        request = _request(mask, shape_zyx, seed, voxel_size_um, digest)
+        mask = files.enter_context(open_masks(from_mask)) if from_mask is not None else None
+        request = _request(mask, shape_zyx, seed, voxel_size_um)
         with storage.reaching(out):
             return _write_request(_Folder(out), request, mask, slab_planes, progress)
 
 
 def _write_request(
-    folder: "_Folder", request: _Request, mask: MaskVolume | None, slab_planes: int | None, progress: Progress | None
+    folder: "_Folder", request: _Request, mask: MaskSource | None, slab_planes: int | None, progress: Progress | None
 ) -> PhantomSummary:
     standing = folder.standing(request)
     if standing is not None:
@@ -116,11 +115,10 @@ def _write_request(
 
 
 def _request(
-    mask: MaskVolume | None,
+    mask: MaskSource | None,
     shape_zyx: tuple[int, int, int] | None,
     seed: int,
     voxel_size_um: float | None,
-    mask_digest: str | None,
 ) -> _Request:
     if seed < 0:
         raise SourceError(f"seed {seed}: a phantom's seed is a whole number from 0 up")
@@ -137,10 +135,10 @@ def _request(
         )
     if voxel_size_um is None and mask.voxel_size_um is not None:
         size = mask.voxel_size_um
-    return _Request(mask.shape_zyx, size, seed, mask_digest)
+    return _Request(mask.shape_zyx, size, seed, mask.identity)
 
 
-def _build(request: _Request, mask: MaskVolume | None) -> tuple[Geometry, Envelope | None]:
+def _build(request: _Request, mask: MaskSource | None) -> tuple[Geometry, Envelope | None]:
     if mask is not None:
         return MaskGeometry(mask), None
     envelope = Envelope.grow(request.shape_zyx, request.seed)

@@ -4,17 +4,23 @@ from perfuse import storage
 from perfuse.errors import SourceError
 from perfuse_ingest.sources.source import Source
 from perfuse_ingest.sources.stack import open_stack
+from perfuse_ingest.sources.volumes import is_volume, open_volume
 
 __all__ = ["Source", "check_dtype", "open_source"]
 
 
-def open_source(url: str, *, allow_gaps: bool = False) -> Source:
-    """Open what stands at a URL and check its headers.
+def open_source(url: str, *, level: int = 0, allow_gaps: bool = False) -> Source:
+    """Open what stands at a URL, a stack or a volume, and check its headers.
 
-    url: a folder of slices (TIFF or JPEG 2000, one a file), one multi-page TIFF, or a zip or tar archive of either
-    (ARCHIVE::FOLDER picks one of its folders); a path, s3://, gs://, http(s)://. allow_gaps: slice numbers that are
-    missing read as zeros. Raises SourceError; SliceError naming file and index; ServerError for a store that is away.
+    url: a folder of slices (TIFF or JPEG 2000, one a file), one multi-page TIFF, a zip or tar archive of either
+    (ARCHIVE::FOLDER picks one of its folders), OME-Zarr, Zarr, N5, NIfTI or HDF5 (FILE.h5:DATASET); a path, s3://,
+    gs://, http(s)://. level: of a volume with several, 0 the finest. allow_gaps: slice numbers that are missing read as
+    zeros. Raises SourceError; SliceError naming file and index; ServerError for a store that is away.
     """
+    if is_volume(url):
+        return open_volume(url, level=level)
+    if level:
+        raise SourceError(f"{url} is a stack of slices and has no level {level}: leave the level out.")
     return open_stack(url, allow_gaps=allow_gaps)
 
 

@@ -159,7 +159,7 @@ def test_a_killed_label_resumes(
     np.testing.assert_array_equal(Scan.open(scan_url).label("human")[:], mask * np.uint8(255))
     assert verify(scan_url).faults == []
     (Path(scan_url) / "labels/human/0/c/0/0/0").write_bytes(b"torn")
-    assert verify(scan_url).faults == ["labels/human/0/c/0/0/0"]
+    assert verify(scan_url).faults == ["labels/human/0/c/0/0/0 differs from what was written"]
 
 
 def test_real_stacks_with_their_labels(tmp_path: Path, test_data: Path) -> None:

@@ -76,14 +76,18 @@ def phantom(
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(help="Folder or archive of slices, a multi-page TIFF, or a volume.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder or archive of slices (TIFF, JPEG 2000), multi-page TIFF, OME-Zarr, N5, NIfTI, HDF5, hoa:NAME."),
+    ],
     scan_url: Annotated[str, typer.Argument(help="Where the scan goes: …/ID.ome.zarr")],
-    specimen: Annotated[str, typer.Option(help="The organ's name.")],
-    organ: Annotated[str, typer.Option(help="kidney, spleen, …")],
+    specimen: Annotated[str | None, typer.Option(help="The organ's name. A source of the Atlas states it.")] = None,
+    organ: Annotated[str | None, typer.Option(help="kidney, spleen, … A source of the Atlas states it.")] = None,
     voxel_size_um: Annotated[
         str | None, typer.Option(help="Voxel size of the source in µm: one number, or Z,Y,X; its own when it states one.")
     ] = None,
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
+    level: Annotated[int, typer.Option(min=0, help="Of a volume with several levels; 0 is the finest.")] = 0,
     labels: Annotated[
         str | None, typer.Option(help="A mask of the same shape: TIFF slices, NIfTI, HDF5, Zarr or N5.")
     ] = None,
@@ -110,6 +114,7 @@ def ingest(
 
     Example: perfuse ingest slices/ scans/kidney1.ome.zarr --voxel-size-um 50 --specimen kidney1 --organ kidney
     Example: perfuse ingest s3://beamline/k2.zip s3://lab/k2.ome.zarr --voxel-size-um 25 --target-um 50 --specimen k2 --organ kidney
+    Example: perfuse ingest hoa:LADAF-2020-27_spleen_complete-organ_25.08um_bm05 scans/spleen.ome.zarr --level 1
     """
     from perfuse.console import results
     from perfuse_ingest import parsing
@@ -123,8 +128,10 @@ def ingest(
     shaping = Shaping(parsing.crop(crop), parsing.target(target_um), parsing.window(window))
     layout, memory = parsing.layout(codec, chunk, shard), parsing.memory(memory_limit)
     if plan:
-        about = About(specimen, organ, donor or specimen, voxels)
-        job = prepare(source, scan_url, about, shaping, layout, memory_bytes=memory, allow_gaps=allow_gaps)
+        about = About(specimen, organ, donor, voxels)
+        job = prepare(
+            source, scan_url, about, shaping, layout, level=level, memory_bytes=memory, allow_gaps=allow_gaps
+        )
         parsing.show_plan(job, as_json=as_json)
         return
     info = run(
@@ -134,6 +141,7 @@ def ingest(
         specimen=specimen,
         organ=organ,
         donor=donor,
+        level=level,
         labels=labels,
         labels_name=labels_name,
         coverage=coverage,

@@ -1,7 +1,8 @@
 """A source becomes a scan: OME-Zarr 0.5, in one pass, resumable, visible only when it is whole."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from perfuse.console import progress, say
 from perfuse.errors import PlanError, ScanError, SourceError
 from perfuse.geometry import Spacing, index3
 from perfuse.volumes import LAYOUT, Layout, Level
+from perfuse_ingest import hoa
 from perfuse_ingest.labels import add_labels, check_request
 from perfuse_ingest.mask_sources import open_masks
 from perfuse_ingest.measures import Measures
@@ -30,13 +32,16 @@ BEGUN, PREPARED, CUT = "perfuse_ingest", "perfuse_prepared", "perfuse_layout"
 
 @dataclass(frozen=True)
 class About:
-    """What a scan shows."""
+    """What a scan shows; None: as the source states it."""
 
-    specimen: str
-    organ: str
-    donor: str
+    specimen: str | None = None
+    organ: str | None = None
+    donor: str | None = None
+    """The specimen when nobody states it."""
     voxel_size_um: Spacing | None = None
-    """z, y, x; None: as the source states it."""
+    """z, y, x."""
+    lineage: Mapping[str, str | int] = field(default_factory=dict)
+    """Where the source comes from."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Job:
     url: str
     source: Source
     about: Request
+    lineage: Mapping[str, str | int]
     levels: list[Level]
     plan: IngestPlan
     request: Request
@@ -56,9 +62,10 @@ def ingest(
     scan_url: str,
     *,
     voxel_size_um: Spacing | None = None,
-    specimen: str,
-    organ: str,
+    specimen: str | None = None,
+    organ: str | None = None,
     donor: str | None = None,
+    level: int = 0,
     labels: str | None = None,
     labels_name: str = "human",
     coverage: float = 1.0,
@@ -71,7 +78,8 @@ def ingest(
 ) -> ScanInfo:
     """Ingest a source, and labels if given. The same call resumes a killed one, and does nothing when all is done.
 
-    source: a stack of slices or a volume; uint8, uint16 or float32. voxel_size_um: z, y, x of the source's voxels.
+    source: a stack of slices or a volume, see `open_source`, or hoa:NAME of the Human Organ Atlas; uint8, uint16 or
+    float32. level: of a volume with several. voxel_size_um: z, y, x of the source's voxels.
     labels, labels_name, coverage: as in `add_labels`. scheduler: see `schedulers.run`. repair: check a complete scan, too, and
     write again what differs from what was written.
     Raises SourceError or SliceError for bad slices, ShapeMismatchError for labels of another shape, ScanError when the
@@ -79,9 +87,11 @@ def ingest(
     """
     scheduler = scheduler or default_scheduler()
     check_scheduler(scheduler)
-    about = About(specimen, organ, donor or specimen, voxel_size_um)
+    about = About(specimen, organ, donor, voxel_size_um)
     shaping = shaping or Shaping()
-    job = prepare(source, scan_url, about, shaping, layout, memory_bytes=memory_bytes, allow_gaps=allow_gaps)
+    job = prepare(
+        source, scan_url, about, shaping, layout, level=level, memory_bytes=memory_bytes, allow_gaps=allow_gaps
+    )
     with job.source:
         if labels is not None:
             check_request(labels_name, coverage)
@@ -106,25 +116,26 @@ def prepare(
     shaping: Shaping,
     layout: Layout = LAYOUT,
     *,
+    level: int = 0,
     memory_bytes: int | None = None,
     allow_gaps: bool = False,
 ) -> Job:
     """Open and check a source, and plan its ingest; writes nothing. The job's source is to be closed."""
     url = _scan_url(scan_url)
-    for what, word in {"specimen": about.specimen, "organ": about.organ, "donor": about.donor}.items():
-        if not word.strip() or "," in word:
-            raise SourceError(f"The {what} is a name without commas; got {word!r}.")
-    source = open_source(source_url, allow_gaps=allow_gaps)
+    source_url, about = _known(source_url, level, about)
+    _check_names(about)
+    source = open_source(source_url, level=level, allow_gaps=allow_gaps)
     for name in source.passed_over:
         say(f"passed over {name}: no image")
     if source.missing:
-        say(f"{len(source.missing)} slices are missing and become zeros: {', '.join(source.names[k] for k in source.missing[:5])}")
+        first = ", ".join(source.names[k] for k in source.missing[:5])
+        say(f"{len(source.missing)} slices are missing and become zeros: {first}")
     voxel_size_um = _voxel_size(source, about.voxel_size_um)
     shaped = shaping.of(source, voxel_size_um)
     check_dtype(shaped, intensity.DTYPES)
     shown = {
         "specimen": about.specimen,
-        "donor": about.donor,
+        "donor": about.donor or about.specimen,
         "organ": about.organ,
         "voxel_size_um": [shaping.target_um] * 3 if shaping.target_um else list(map(float, voxel_size_um)),
         "origin_um": list(shaping.origin_um(voxel_size_um)),
@@ -134,7 +145,8 @@ def prepare(
     z_um, y_um, x_um = shown["voxel_size_um"]
     levels = volumes.pyramid_levels(shaped.shape_zyx, (z_um, y_um, x_um), shaping.origin_um(voxel_size_um))
     slices = {"slices": shaped.identity, "shape_zyx": list(shaped.shape_zyx), "dtype": str(shaped.dtype)}
-    request = json.loads(json.dumps({**shown, **slices, "layout": asdict(layout)}))
+    made = {"source_voxel_um": voxel_size_um, "level": level, "shaping": shaping.as_json(), "layout": asdict(layout)}
+    request = json.loads(json.dumps({**shown, **slices, **made}))
     cut = _cut_already(url, request) or layout
     fits = plan(shaped, levels, cut, memory_bytes=memory_bytes)
     if cut is not layout and fits.layout != cut:
@@ -142,7 +154,30 @@ def prepare(
             f"The ingest of {url} was begun with shards of {cut.shard_chunks[1]} chunks of rows, which do not fit in the memory "
             "that may be used now. Give as much as before, or remove the scan and begin anew."
         )
-    return Job(url, shaped, shown, levels, fits, request)
+    return Job(url, shaped, shown, about.lineage, levels, fits, request)
+
+
+def _known(source_url: str, level: int, about: About) -> tuple[str, About]:
+    """What a catalogue knows of a source; what was given goes before."""
+    if not hoa.is_hoa(source_url):
+        return source_url, about
+    found = hoa.resolve(source_url, level=level)
+    return found.url, About(
+        about.specimen or found.specimen,
+        about.organ or found.organ,
+        about.donor or found.donor,
+        about.voxel_size_um or found.voxel_size_um,
+        found.lineage,
+    )
+
+
+def _check_names(about: About) -> None:
+    for what in ("specimen", "organ"):
+        if getattr(about, what) is None:
+            raise SourceError(f"Say which {what} the slices show: --{what} NAME.")
+    for what, word in {"specimen": about.specimen, "organ": about.organ, "donor": about.donor}.items():
+        if word is not None and (not word.strip() or "," in word):
+            raise SourceError(f"The {what} is a name without commas; got {word!r}.")
 
 
 def _voxel_size(source: Source, given: Spacing | None) -> Spacing:
@@ -247,6 +282,7 @@ def _summary(job: Job, work: Pass) -> ScanInfo:
         "last": source.names[-1],
         "slices_digest": work.measures.slices_root(),
         "perfuse": __version__,
+        **job.lineage,
     }
     return ScanInfo(
         id=storage.name_of(job.url).removesuffix(SUFFIX),

@@ -1,6 +1,6 @@
 """What falls out of the pass over the slices: exact histograms, occupancy, slice digests. All lie in Zarr arrays.
 
-perfuse/slices            uint8[slice, 32]          SHA-256 of each slice's bytes; zeros where a slice is missing
+perfuse/slices            uint8[slice, 32]          SHA-256 of each slice's bytes; zeros where a slice is missing, or the source a volume
 perfuse/slice_names       uint8[slice, longest]     UTF-8, filled up with zeros
 perfuse/histogram         int64[bin]                exact counts of level 0
 perfuse/occupancy         [layers, rows, columns, 2]  lowest and highest value of each chunk of level 0
@@ -69,6 +69,11 @@ class Measures:
     def slices_root(self) -> str:
         """The digest over all slice digests: the identity of the source's bytes."""
         return volumes.merkle(row.tobytes() for row in np.asarray(self._array("slices")[:]))
+
+    def slice_digests(self) -> dict[str, bytes]:
+        """The SHA-256 of each slice's bytes, by its name, in order."""
+        names = (row.tobytes().rstrip(b"\0").decode() for row in np.asarray(self._array("slice_names")[:]))
+        return dict(zip(names, (row.tobytes() for row in np.asarray(self._array("slices")[:])), strict=True))
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group.get(name)

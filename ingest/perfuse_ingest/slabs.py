@@ -115,9 +115,9 @@ class Pass:
             voxels = np.concatenate(parts)
         else:
             voxels, digests = self.source.read(slab.box, self.pool)
-            tally = self._tally(slab, digests)
+            tally = self._tally(slab)
             tally.add(voxels)
-            tally.store(self.measures)
+            tally.store(self.measures, digests or [])
         self.marks[slab.level].mark(slab.index, self._write(slab.level, slab.box, voxels))
         if slab.level == 0:
             self.advance(slab.box.shape[0])
@@ -127,13 +127,13 @@ class Pass:
         """Make one slab of level 0, a row of shards after the other."""
         digests = b""
         with self._rows_of(slab) as (rows, of_slices):
-            tally = self._tally(slab, of_slices)
+            tally = self._tally(slab)
             for start, stop in runs(slab.box.stop[1], self.forms[0].shard_zyx[1]):
                 band = Box((slab.box.start[0], start, 0), (slab.box.stop[0], stop, slab.box.stop[2]))
                 voxels = rows(band)
                 tally.add(voxels)
                 digests += self._write(0, band, voxels)
-        tally.store(self.measures)
+        tally.store(self.measures, of_slices or [])
         self.marks[0].mark(slab.index, digests)
         self.advance(slab.box.shape[0])
 
@@ -180,8 +180,8 @@ class Pass:
         list(self.pool.map(halve, runs(part.box.shape[1], max(self.plan.layout.chunk, 2))))
         return halves
 
-    def _tally(self, slab: Slab, digests: list[bytes] | None) -> Tally:
-        return Tally(self.pool, slab, self.source.dtype, self.forms[0].chunk_zyx, digests)
+    def _tally(self, slab: Slab) -> Tally:
+        return Tally(self.pool, slab, self.source.dtype, self.forms[0].chunk_zyx)
 
     def _write(self, level: int, box: Box, voxels: Planes) -> bytes:
         form = self.forms[level]

@@ -28,6 +28,21 @@ class Shaping:
     window: tuple[float, float] | None = None
     """Intensities that become 0 and 255."""
 
+    def as_json(self) -> dict[str, Any]:
+        """As it is kept with a scan."""
+        crop = None if self.crop is None else [[s.start, s.stop] for s in self.crop]
+        return {"crop": crop, "target_um": self.target_um, "window": None if self.window is None else list(self.window)}
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> "Shaping":
+        """The opposite of `as_json`."""
+        crop, window = kept["crop"], kept["window"]
+        return cls(
+            None if crop is None else tuple(slice(*ends) for ends in crop),  # type: ignore[arg-type]
+            kept["target_um"],
+            None if window is None else (window[0], window[1]),
+        )
+
     def origin_um(self, voxel_size_um: Spacing) -> Spacing:
         """Centre of the first voxel that is stored, from that of the source's first voxel: z, y, x."""
         start = [0, 0, 0] if self.crop is None else [s.start or 0 for s in self.crop]
@@ -57,6 +72,10 @@ class _Changed(Source):
         self.identity, self.largest_bytes, self.cuts_rows = inner.identity, inner.largest_bytes, inner.cuts_rows
         self.passed_over, self.missing, self.voxel_size_um = inner.passed_over, inner.missing, inner.voxel_size_um
         self._files.enter_context(inner)
+
+    def digests(self, start: int, stop: int, pool: Executor) -> list[bytes] | None:
+        """See Source."""
+        return self._inner.digests(start, stop, pool)
 
 
 class Cropped(_Changed):
@@ -124,10 +143,6 @@ class Windowed(_Changed):
     def rows(self, box: Box, pool: Executor) -> Voxels:
         """See Source."""
         return self._window(self._inner.rows(box, pool), pool)
-
-    def digests(self, start: int, stop: int, pool: Executor) -> list[bytes] | None:
-        """See Source."""
-        return self._inner.digests(start, stop, pool)
 
 
 class Resampled(_Changed):

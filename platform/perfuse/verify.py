@@ -107,7 +107,7 @@ def metadata_faults(scan: Scan) -> list[str]:
             faults += _disagree(f"{prefix}{path}", shape, "the level's shape", list(level.shape_zyx))
     counts = np.asarray(_array(scan, "perfuse/histogram")[:], np.int64)
     faults += _disagree("perfuse/histogram", int(counts.sum()), "voxels", int(np.prod(info.shape_zyx)))
-    if counts.any() and intensity.summary(counts, np.dtype(info.dtype)) != info.intensity:
+    if counts.any() and intensity.summary(counts, image.dtype) != info.intensity:
         faults.append("perfuse/histogram: the percentiles in the summary are not its own")
     return faults
 

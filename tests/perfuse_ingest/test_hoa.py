@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,11 @@ import tensorstore
 import zarr
 from typer.testing import CliRunner
 
+from perfuse.catalog import Scan
 from perfuse.cli import build
 from perfuse.errors import SourceError
 from perfuse.geometry import Box
+from perfuse.verify import verify
 from perfuse_ingest import hoa
 from perfuse_ingest.sources import open_source
 
@@ -164,6 +167,26 @@ def test_a_copy_of_the_atlas_is_read_at_any_level(
         assert source.voxel_size_um == pytest.approx(found.voxel_size_um), "catalogue and volume agree"
     with pytest.raises(SourceError, match="no level 3"):
         open_source(hoa.resolve(f"hoa:{name}", level=3).url, level=3)
+
+
+def test_ingests_from_a_copy_of_the_atlas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voxels = np.random.default_rng(0).integers(1, 60000, (40, 50, 60)).astype(np.uint16)
+    write_as_hoa_n5(tmp_path / "LADAF-2020-27/spleen/25.08um_complete-organ_bm05", voxels, 2)
+    monkeypatch.setenv(hoa.ROOT_VARIABLE, str(tmp_path))
+    url = str(tmp_path / "spleen.ome.zarr")
+    ran = CliRunner().invoke(build(), ["ingest", f"hoa:{SPLEEN}", url, "--level", "1"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    scan = Scan.open(url)
+    np.testing.assert_array_equal(scan.image[:], voxels[::2, ::2, ::2])
+    info = scan.info
+    assert (info.donor, info.specimen, info.organ) == ("LADAF-2020-27", "LADAF-2020-27_spleen", "spleen")
+    assert info.voxel_size_um == (50.16, 50.16, 50.16)
+    assert info.lineage["doi"] == "10.15151/ESRF-DC-572244468"
+    assert verify(url, with_source=True).faults == []
+    voxels[8, 0, 0] ^= 1
+    shutil.rmtree(tmp_path / "LADAF-2020-27/spleen/25.08um_complete-organ_bm05")
+    write_as_hoa_n5(tmp_path / "LADAF-2020-27/spleen/25.08um_complete-organ_bm05", voxels, 2)
+    assert [f.split(" of ")[0] for f in verify(url, with_source=True).faults] == ["plane 4"]
 
 
 def test_unknown_names_and_organs_teach() -> None:

@@ -60,5 +60,5 @@ class Source(ABC):
         raise NotImplementedError
 
     def digests(self, start: int, stop: int, pool: Executor) -> list[bytes] | None:
-        """As `read` gives them, for slices start … stop − 1, without decoding."""
+        """As `read` gives them, for slices start … stop − 1 of `names`, without decoding."""
         raise NotImplementedError

@@ -31,10 +31,14 @@ class MaskSource(ABC):
     """Digest that tells this mask from another."""
     passed_over: tuple[str, ...] = ()
     """Names of files that are no images."""
+    names: tuple[str, ...] = ()
+    """Of each slice, where each is a file or a row of its own: by them slices find their places in a scan."""
+    soft: bool = False
+    """True when planes hold probabilities, p = value / 255."""
 
     @abstractmethod
     def planes(self, start: int, stop: int) -> Mask:
-        """uint8[stop − start, y, x], 0 or 255. Raises SourceError for other values than a mask's."""
+        """uint8[stop − start, y, x], 0 or 255 unless `soft`. Raises SourceError for other values than a mask's."""
 
     def box_in(self, scan_shape_zyx: Index3, at_zyx: Index3 | None) -> Box:
         """Where in a scan this mask lies: all of it, or a part that begins at `at_zyx`. Raises ShapeMismatchError."""
@@ -58,6 +62,7 @@ class StackMask(MaskSource):
     def __init__(self, stack: Stack, pool: ThreadPoolExecutor) -> None:
         self.url, self.shape_zyx, self.passed_over = stack.url, stack.shape_zyx, stack.passed_over
         self.identity = stack.identity
+        self.names = tuple(s.name for s in stack.slices if s.alone)
         self._stack, self._pool = stack, pool
         self._vessel: int | None = None
         self._learning = Lock()

@@ -1,4 +1,4 @@
-"""The verbs of the ingest room: phantom, ingest, labels add."""
+"""The verbs of the ingest room: phantom, ingest; those of labels are beside."""
 
 from typing import Annotated
 
@@ -37,12 +37,11 @@ Coverage = Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the v
 
 def register(app: typer.Typer) -> None:
     """Add the room's verbs."""
+    from perfuse_ingest.label_commands import register as register_labels
+
     app.command()(phantom)
     app.command()(ingest)
-    labels = typer.Typer(help="Labels of a scan.", no_args_is_help=True)
-    labels.command("add")(labels_add)
-    labels.callback()(lambda: None)
-    app.add_typer(labels, name="labels")
+    register_labels(app)
 
 
 def phantom(
@@ -108,22 +107,3 @@ def ingest(
     results.print(
         f"{scan_url}: {' × '.join(map(str, info.shape_zyx))} {info.dtype}, {info.digest[:12]}", soft_wrap=True
     )
-
-
-def labels_add(
-    scan_url: Annotated[str, typer.Argument(help="The scan.")],
-    source: Annotated[str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5 or Zarr.")],
-    name: Annotated[str, typer.Option(help="Name of the label group.")],
-    at: Annotated[str | None, typer.Option(help="Z,Y,X of the first voxel, for labels of a part.")] = None,
-    coverage: Coverage = 1.0,
-) -> None:
-    """Add labels to a scan that is there already.
-
-    Example: perfuse labels add scans/kidney1.ome.zarr masks/ --name human --at 496,0,0
-    """
-    from perfuse.console import results
-    from perfuse_ingest.labels import add_labels
-
-    where = None if at is None else parse_index(at, "--at")
-    info = add_labels(scan_url, source, name=name, at_zyx=where, coverage=coverage)
-    results.print(f"{scan_url}: label {info.name}, {info.kind}, {info.foreground:.2%} vessel", soft_wrap=True)

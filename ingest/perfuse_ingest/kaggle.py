@@ -5,13 +5,13 @@ FOLDER/train/DATASET/images/NNNN.tif, FOLDER/train/DATASET/labels/NNNN.tif, FOLD
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from math import prod
 from typing import TypeVar
 
 from perfuse import storage
 from perfuse.catalog import SUFFIX, LabelInfo
 from perfuse.console import say
 from perfuse.errors import PerfuseError, SourceError
-from perfuse.geometry import Index3
 from perfuse_ingest.ingest import ingest
 from perfuse_ingest.labels import add_labels
 from perfuse_ingest.rle import datasets
@@ -57,15 +57,6 @@ class Step:
     labels: str | None
     """URL of its masks, or TABLE:DATASET; None where it has no labels."""
 
-    @property
-    def size(self) -> tuple[Index3, int] | None:
-        """Shape z, y, x, and bytes of voxels, of its images; None without images. Raises SourceError, SliceError."""
-        if self.images is None:
-            return None
-        stack = open_stack(self.images)
-        z, y, x = stack.shape_zyx
-        return stack.shape_zyx, z * y * x * stack.dtype.itemsize
-
 
 def plan(folder: str, root_url: str) -> list[Step]:
     """What is to be done with a competition folder, in order; nothing is written.
@@ -86,6 +77,16 @@ def plan(folder: str, root_url: str) -> list[Step]:
             f"{folder} holds none of train/{', train/'.join(DATASETS)}. Give the competition's own folder."
         )
     return steps
+
+
+def described(step: Step) -> str:
+    """A line of what would be made: scan, shape, bytes, labels, coverage. Raises SourceError, SliceError for bad images."""
+    line = f"{step.dataset} → {step.scan_url}: "
+    if step.images is not None:
+        stack = open_stack(step.images)
+        size = prod(stack.shape_zyx) * stack.dtype.itemsize
+        line += f"{' × '.join(map(str, stack.shape_zyx))} {stack.dtype}, {size:,} bytes, {step.about.voxel_um:g} µm; "
+    return line + (f"labels {step.labels}, coverage {step.about.coverage:g}" if step.labels else "no labels")
 
 
 def _labels(folder: str, name: str) -> str | None:

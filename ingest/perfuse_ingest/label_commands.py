@@ -104,22 +104,12 @@ def ingest_kaggle(
 
 
 def _print_plan(folder: str, root_url: str) -> None:
-    from rich.table import Table
-
     from perfuse.console import results
     from perfuse.errors import PerfuseError
     from perfuse_ingest import kaggle
 
-    steps = kaggle.plan(folder, root_url)
     failed: dict[str, PerfuseError] = {}
-    sizes = kaggle.for_each(steps, lambda step: step.size, failed)
-    table = Table("dataset", "scan", "voxel µm", "z, y, x", "MB", "labels", "coverage")
-    for step in (s for s in steps if s.dataset in sizes):
-        shape, size = sizes[step.dataset] or ((), 0)
-        extent, megabytes = " × ".join(map(str, shape)), f"{size / 1e6:,.0f}" if size else ""
-        labels, share = step.labels or "none", f"{step.about.coverage:g}" if step.labels else ""
-        table.add_row(step.dataset, step.scan_url, f"{step.about.voxel_um:g}", extent, megabytes, labels, share)
-    results.print(table)
-    for url in kaggle.strangers(folder):
-        results.print(f"passed over: {url}", soft_wrap=True)
-    kaggle.insist_on_all(sizes, failed)
+    lines = kaggle.for_each(kaggle.plan(folder, root_url), kaggle.described, failed)
+    for line in (*lines.values(), *(f"passed over: {url}" for url in kaggle.strangers(folder))):
+        results.print(line, soft_wrap=True)
+    kaggle.insist_on_all(lines, failed)

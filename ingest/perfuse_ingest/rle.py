@@ -147,10 +147,11 @@ def _indexed(file: Any, url: str) -> dict[str, _Dataset]:
 
 def _add(found: dict[str, _Dataset], line: bytes, place: tuple[int, int], where: str) -> None:
     name, comma, _ = line.partition(b",")
-    words = _ID.fullmatch(name.strip().strip(b'"').decode("utf-8", "replace"))
+    text = name.strip().strip(b'"').decode("utf-8", "replace")
+    words = _ID.fullmatch(text)
     if not comma or words is None:
         raise SliceError(
-            f"The id {name[:60]!r} (in {where}) is not DATASET_SLICE, as kidney_1_dense_0000, with runs after a comma."
+            f"The id {text[:60]!r} (in {where}) is not DATASET_SLICE, as kidney_1_dense_0000, with runs after a comma."
         )
     dataset = found.setdefault(words[1], _Dataset())
     if words[2] in dataset.rows:

@@ -56,8 +56,6 @@ def ls(
 
     Example: perfuse labels ls scans/kidney1.ome.zarr
     """
-    from rich.table import Table
-
     from perfuse.catalog import Scan
     from perfuse.console import print_json, results
 
@@ -66,20 +64,26 @@ def ls(
     if as_json:
         print_json({"labels": [{"name": name, "boxes": given} for name, given in boxes.items()]})
         return
-    table = Table("label", "version", "kind", "coverage", "from z, y, x", "to", "author", "added", "removed", "source")
     for name, given in boxes.items():
+        results.print(f"{name}:", soft_wrap=True)
         for box in given:
-            words = (
-                box[k] for k in ("version", "kind", "coverage", "start", "stop", "author", "added", "removed", "source")
-            )
-            table.add_row(name, *("" if word is None else str(word) for word in words))
-    results.print(table)
+            results.print(f"  {_line(box)}", soft_wrap=True, markup=False)
 
 
 def _described(box: Any) -> dict[str, Any]:
     lineage = box.lineage
     source = lineage.get("source") or lineage.get("model")
     return {**box.model_dump(mode="json", exclude={"key", "lineage"}), "source": source, "lineage": lineage}
+
+
+def _line(box: dict[str, Any]) -> str:
+    author, share = (
+        f", by {box['author']}" if box["author"] else "",
+        f" {box['coverage']:g}" * (box["kind"] == "sparse"),
+    )
+    where = f"{tuple(box['start'])} to {tuple(box['stop'])}"
+    changed = f"{box['added']:,} voxels added, {box['removed']:,} removed"
+    return f"version {box['version']}: {box['kind']}{share}, {where}{author}; {changed}; from {box['source']}"
 
 
 def ingest_kaggle(

@@ -78,15 +78,16 @@ def _opened(source: str, scan: Scan) -> AbstractContextManager[MaskSource]:
 
 
 def _about(masks: MaskSource, coverage: float, author: str | None) -> dict[str, Any]:
-    if masks.soft and coverage != 1:
+    lineage = {"source": storage.public(masks.url), "mask": masks.identity, "perfuse": __version__}
+    if masks.probability and coverage != 1:
         raise SourceError(
             f"{masks.url} holds probabilities, which say themselves how sure a vessel is: leave --coverage out. It is for masks."
         )
     return {
-        "kind": "soft" if masks.soft else "dense" if coverage == 1 else "sparse",
+        "kind": "soft" if masks.probability else "dense" if coverage == 1 else "sparse",
         "coverage": coverage,
         "author": author or None,
-        "lineage": {"source": storage.public(masks.url), "mask": masks.identity, "perfuse": __version__},
+        "lineage": lineage,
     }
 
 

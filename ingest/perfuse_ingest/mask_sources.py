@@ -33,12 +33,12 @@ class MaskSource(ABC):
     """Names of files that are no images."""
     names: tuple[str, ...] = ()
     """Of each slice, where each is a file or a row of its own: by them slices find their places in a scan."""
-    soft: bool = False
-    """True when planes hold probabilities, p = value / 255."""
+    probability: bool = False
+    """True when planes hold probabilities, p = value / 255; known once `identity` is."""
 
     @abstractmethod
     def planes(self, start: int, stop: int) -> Mask:
-        """uint8[stop − start, y, x], 0 or 255 unless `soft`. Raises SourceError for other values than a mask's."""
+        """uint8[stop − start, y, x], 0 or 255 unless `probability`. Raises SourceError for other values than a mask's."""
 
     def box_in(self, scan_shape_zyx: Index3, at_zyx: Index3 | None) -> Box:
         """Where in a scan this mask lies: all of it, or a part that begins at `at_zyx`. Raises ShapeMismatchError."""

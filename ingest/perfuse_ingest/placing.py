@@ -1,5 +1,6 @@
 """Where in a scan a mask lies: where it is said to, where the names of its slices say, or everywhere."""
 
+import re
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -8,6 +9,9 @@ from perfuse.console import say
 from perfuse.errors import ShapeMismatchError, SourceError
 from perfuse.geometry import Box, Index3
 from perfuse_ingest.mask_sources import MaskSource
+
+_FILE = re.compile(r".+\.[A-Za-z0-9]+")
+"""The name of a slice that is a file of its own; pages and planes are called otherwise."""
 
 
 def place(masks: MaskSource, scan: Scan, at_zyx: Index3 | None) -> Box:
@@ -33,11 +37,12 @@ def stem(name: str) -> str:
 
 
 def _first_by_name(masks: MaskSource, scan: Scan) -> int:
-    there = {stem(name): index for index, name in enumerate(scan.slice_names())}
-    if len(there) < scan.shape_zyx[0]:
+    files = {index: stem(name) for index, name in enumerate(scan.slice_names()) if _FILE.fullmatch(name)}
+    there = {name: index for index, name in files.items()}
+    if not files or len(there) < len(files):
         raise ShapeMismatchError(
             f"The labels {masks.url} have {masks.shape_zyx[0]} slices, the scan has {scan.shape_zyx[0]}, whose names are not "
-            "known or not unique, so their place is not known. Say it: --at Z,0,0"
+            "known (pages and planes have none) or not unique, so their place is not known. Say it: --at Z,0,0"
         )
     strangers = [name for name in masks.names if stem(name) not in there]
     if strangers:

@@ -74,7 +74,7 @@ class Stub(MaskSource):
 
     def __init__(self, values: Volume, *, soft: bool = False, names: tuple[str, ...] = ()) -> None:
         self.url, self.identity, self.values = "stub", str(values.sum()), values
-        self.shape_zyx, self.soft, self.names = values.shape, soft, names
+        self.shape_zyx, self.probability, self.names = values.shape, soft, names
 
     def planes(self, start: int, stop: int) -> Volume:
         return self.values[start:stop]
@@ -83,6 +83,21 @@ class Stub(MaskSource):
 def give(patch: pytest.MonkeyPatch, stub: Stub, scan_url: str, **about: Any) -> Any:
     patch.setattr(labels, "open_masks", lambda _: nullcontext(stub))
     return add_labels(scan_url, "stub", name="human", **about)
+
+
+def test_planes_that_are_no_files_have_no_names_to_go_by(
+    tmp_path: Path, stack_folder: StackFolder, part: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page 3 of one file is not page 3 of another."""
+    import tifffile
+
+    path, url = tmp_path / "pages.tif", str(tmp_path / "k.ome.zarr")
+    tifffile.imwrite(path, np.repeat(part, 2, axis=0), photometric="minisblack")
+    ingest(str(path), url, **ABOUT)
+    names = Scan.open(url).slice_names()
+    assert len(names) == 24
+    with pytest.raises(ShapeMismatchError, match=r"names are not known.*--at Z,0,0"):
+        give(monkeypatch, Stub(part, names=names[:12]), url)
 
 
 def test_names_must_follow_one_another(scan_url: str, part: Volume, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,6 @@ def floor(paths: list[Path], out: Path, same: bool) -> Work:
 
 def perfuse(paths: list[Path], out: Path, same: bool) -> Work:
     """`perfuse ingest` without its organ mask and picture, which no other makes."""
-    import perfuse.halving
-    import perfuse.intensity
     import perfuse_ingest.schedulers  # noqa: F401
     from perfuse.volumes import LAYOUT, Layout
     from perfuse_ingest.ingest import ingest
@@ -157,9 +155,7 @@ def stack_to_chunk(paths: list[Path], out: Path, same: bool) -> Work:
             codecs=codecs,
             dimension_names=("x", "y", "z"),
         )
-        group = MultiScaleGroup(
-            out, name="k", spatial_unit="micrometer", voxel_size=(UM, UM, UM), array_spec=spec
-        )
+        group = MultiScaleGroup(out, name="k", spatial_unit="micrometer", voxel_size=(UM, UM, UM), array_spec=spec)
         group.add_full_res_data(data, n_processes=THREADS)
         for level in range(1, 5):
             group.add_downsample_level(level, n_processes=THREADS)

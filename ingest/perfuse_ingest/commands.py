@@ -1,4 +1,4 @@
-"""The verbs of the ingest room: phantom, ingest, labels add, hoa ls."""
+"""The verbs of the ingest room: phantom, ingest; those of labels and of the atlas are beside."""
 
 from typing import Annotated
 
@@ -37,12 +37,11 @@ Coverage = Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the v
 
 def register(app: typer.Typer) -> None:
     """Add the room's verbs."""
+    from perfuse_ingest.label_commands import register as register_labels
+
     app.command()(phantom)
     app.command()(ingest)
-    labels = typer.Typer(help="Labels of a scan.", no_args_is_help=True)
-    labels.command("add")(labels_add)
-    labels.callback()(lambda: None)
-    app.add_typer(labels, name="labels")
+    register_labels(app)
     hoa_commands.register(app)
 
 
@@ -78,13 +77,16 @@ def phantom(
 def ingest(
     source: Annotated[
         str,
-        typer.Argument(help="Folder or archive of slices (TIFF, JPEG 2000), multi-page TIFF, OME-Zarr, N5, NIfTI, HDF5, hoa:NAME."),
+        typer.Argument(
+            help="Folder or archive of slices (TIFF, JPEG 2000), multi-page TIFF, OME-Zarr, N5, NIfTI, HDF5, hoa:NAME."
+        ),
     ],
     scan_url: Annotated[str, typer.Argument(help="Where the scan goes: …/ID.ome.zarr")],
     specimen: Annotated[str | None, typer.Option(help="The organ's name. A source of the Atlas states it.")] = None,
     organ: Annotated[str | None, typer.Option(help="kidney, spleen, … A source of the Atlas states it.")] = None,
     voxel_size_um: Annotated[
-        str | None, typer.Option(help="Voxel size of the source in µm: one number, or Z,Y,X; its own when it states one.")
+        str | None,
+        typer.Option(help="Voxel size of the source in µm: one number, or Z,Y,X; its own when it states one."),
     ] = None,
     donor: Annotated[str | None, typer.Option(help="Whose organ it is; the specimen when not given.")] = None,
     level: Annotated[int, typer.Option(min=0, help="Of a volume with several levels; 0 is the finest.")] = 0,
@@ -93,22 +95,30 @@ def ingest(
     ] = None,
     labels_name: Annotated[str, typer.Option(help="Name of the label group.")] = "human",
     coverage: Coverage = 1.0,
-    crop: Annotated[str | None, typer.Option(help="Z0:Z1,Y0:Y1,X0:X1, voxels of the source; an end may be left out.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Z0:Z1,Y0:Y1,X0:X1, voxels of the source; an end may be left out.")
+    ] = None,
     target_um: Annotated[float | None, typer.Option(help="Store cubic voxels of this edge, µm, resampled.")] = None,
     window: Annotated[str | None, typer.Option(help="LOW,HIGH: store 8 bits, these intensities as 0 and 255.")] = None,
     codec: Annotated[str | None, typer.Option(help="zstd or lz4, with a level: zstd:3 (the default), lz4:9.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Edge of a chunk, voxels: 32, 64 (the default) or 128.")] = None,
     shard: Annotated[str | None, typer.Option(help="Chunks in a stored object, Z,Y,X: 1,8,8 when not given.")] = None,
-    memory_limit: Annotated[str | None, typer.Option(help="At most this much memory: 4GiB; half the machine's.")] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="At most this much memory: 4GiB; half the machine's.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="threads, ray, or a Dask scheduler's address; ray inside a submitted job.")
     ] = None,
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Store missing slices as zeros, and record which they are.")
     ] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Check a complete scan and write again what is damaged.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Check a complete scan and write again what is damaged.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: one JSON object on stdout, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --plan: one JSON object on stdout, nothing else.")
+    ] = False,
 ) -> None:
     """Ingest slices into sharded OME-Zarr. Run it again to resume; when all is there it does nothing.
 
@@ -129,9 +139,7 @@ def ingest(
     layout, memory = parsing.layout(codec, chunk, shard), parsing.memory(memory_limit)
     if plan:
         about = About(specimen, organ, donor, voxels)
-        job = prepare(
-            source, scan_url, about, shaping, layout, level=level, memory_bytes=memory, allow_gaps=allow_gaps
-        )
+        job = prepare(source, scan_url, about, shaping, layout, level=level, memory_bytes=memory, allow_gaps=allow_gaps)
         parsing.show_plan(job, as_json=as_json)
         return
     info = run(
@@ -155,24 +163,3 @@ def ingest(
     results.print(
         f"{scan_url}: {' × '.join(map(str, info.shape_zyx))} {info.dtype}, {info.digest[:12]}", soft_wrap=True
     )
-
-
-def labels_add(
-    scan_url: Annotated[str, typer.Argument(help="The scan.")],
-    source: Annotated[
-        str, typer.Argument(help="A mask: folder of TIFF slices, multi-page TIFF, NIfTI, HDF5, Zarr or N5.")
-    ],
-    name: Annotated[str, typer.Option(help="Name of the label group.")],
-    at: Annotated[str | None, typer.Option(help="Z,Y,X of the first voxel, for labels of a part.")] = None,
-    coverage: Coverage = 1.0,
-) -> None:
-    """Add labels to a scan that is there already.
-
-    Example: perfuse labels add scans/kidney1.ome.zarr masks/ --name human --at 496,0,0
-    """
-    from perfuse.console import results
-    from perfuse_ingest.labels import add_labels
-
-    where = None if at is None else parse_index(at, "--at")
-    info = add_labels(scan_url, source, name=name, at_zyx=where, coverage=coverage)
-    results.print(f"{scan_url}: label {info.name}, {info.kind}, {info.foreground:.2%} vessel", soft_wrap=True)

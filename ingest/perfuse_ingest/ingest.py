@@ -133,16 +133,16 @@ def prepare(
     voxel_size_um = _voxel_size(source, about.voxel_size_um)
     shaped = shaping.of(source, voxel_size_um)
     check_dtype(shaped, intensity.DTYPES)
+    z_um, y_um, x_um = [shaping.target_um] * 3 if shaping.target_um else map(float, voxel_size_um)
     shown = {
         "specimen": about.specimen,
         "donor": about.donor or about.specimen,
         "organ": about.organ,
-        "voxel_size_um": [shaping.target_um] * 3 if shaping.target_um else list(map(float, voxel_size_um)),
+        "voxel_size_um": [z_um, y_um, x_um],
         "origin_um": list(shaping.origin_um(voxel_size_um)),
         "window": None if shaping.window is None else list(shaping.window),
         "gaps": list(shaped.missing),
     }
-    z_um, y_um, x_um = shown["voxel_size_um"]
     levels = volumes.pyramid_levels(shaped.shape_zyx, (z_um, y_um, x_um), shaping.origin_um(voxel_size_um))
     slices = {"slices": shaped.identity, "shape_zyx": list(shaped.shape_zyx), "dtype": str(shaped.dtype)}
     made = {"source_voxel_um": voxel_size_um, "level": level, "shaping": shaping.as_json(), "layout": asdict(layout)}
@@ -183,7 +183,11 @@ def _check_names(about: About) -> None:
 def _voxel_size(source: Source, given: Spacing | None) -> Spacing:
     if given is None and source.voxel_size_um is None:
         raise SourceError(f"{source.url} does not state its voxel size. Give --voxel-size-um.")
-    if given is not None and source.voxel_size_um is not None and not np.allclose(given, source.voxel_size_um, rtol=0.01):
+    if (
+        given is not None
+        and source.voxel_size_um is not None
+        and not np.allclose(given, source.voxel_size_um, rtol=0.01)
+    ):
         say(f"Note: {source.url} states voxels of {source.voxel_size_um} µm (z, y, x); taken are {given}, as given")
     return given or source.voxel_size_um  # type: ignore[return-value]
 

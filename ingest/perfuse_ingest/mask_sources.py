@@ -5,6 +5,7 @@ probabilities, floats from 0 to 1. Which of the two shows while it is read, and 
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from perfuse import storage
 from perfuse.errors import ShapeMismatchError, SliceError
-from perfuse.geometry import Box, Index3, runs
+from perfuse.geometry import Box, Index3, Spacing, runs
 from perfuse_ingest.sources import Source, open_source
 
 Mask = npt.NDArray[np.uint8]
@@ -28,8 +29,47 @@ _PLANES_AT_ONCE = 128
 _ROWS_AT_LEAST = 64
 
 
-class MaskSource:
+class MaskSource(ABC):
     """A mask [z, y, x] whose shape is known."""
+
+    url: str
+    shape_zyx: Index3
+    names: tuple[str, ...] = ()
+    """Of each slice: by those of files slices find their places in a scan."""
+    passed_over: tuple[str, ...] = ()
+    """Names of files that are no images."""
+    voxel_size_um: Spacing | None = None
+    """Where the source states it."""
+    identity: str
+    """Digest that tells this mask from another."""
+    probability: bool = False
+    """True when planes hold probabilities, p = value / 255; known once `identity` is."""
+
+    @abstractmethod
+    def planes(self, start: int, stop: int) -> Mask:
+        """uint8[stop − start, y, x]: 0 and 255, or probabilities × 255, rounded.
+
+        Raises SliceError naming slice and value for what is neither binary nor a probability.
+        """
+
+    def box_in(self, scan_shape_zyx: Index3, at_zyx: Index3 | None) -> Box:
+        """Where in a scan this mask lies: all of it, or a part that begins at `at_zyx`. Raises ShapeMismatchError."""
+        if at_zyx is None and self.shape_zyx != scan_shape_zyx:
+            raise ShapeMismatchError(
+                f"The labels {self.url} have shape {self.shape_zyx} (z, y, x), the scan has {scan_shape_zyx}. They must be "
+                "equal; labels of a part are added by `perfuse labels add … --at Z,Y,X`."
+            )
+        box = Box.whole(self.shape_zyx).shifted(at_zyx or (0, 0, 0))
+        if box.intersect(Box.whole(scan_shape_zyx)) != box:
+            raise ShapeMismatchError(
+                f"The labels {self.url}, of shape {self.shape_zyx} (z, y, x) from {at_zyx} on, reach to {box.stop}, beyond "
+                f"the scan, whose shape is {scan_shape_zyx}. Give --at so that they lie inside."
+            )
+        return box
+
+
+class SourceMask(MaskSource):
+    """A mask that is stored as images are: a stack of slices or a volume."""
 
     def __init__(self, source: Source, pool: Executor) -> None:
         self.url, self.shape_zyx, self.names = source.url, source.shape_zyx, source.names
@@ -38,12 +78,12 @@ class MaskSource:
         self._values = _Values(source)
 
     @property
-    def probability(self) -> bool:
-        """True once a value between 0 and 1 was read; known for the whole after `identity`, or after all planes."""
+    def probability(self) -> bool:  # type: ignore[override]
+        """See MaskSource: true once a value between 0 and 1 was read."""
         return self._values.fractions
 
     @cached_property
-    def identity(self) -> str:
+    def identity(self) -> str:  # type: ignore[override]
         """Digest of all voxels, however they are stored. Reads the mask once: what is none is refused before work begins."""
         digests = []
         for start, stop in runs(self.shape_zyx[0], self._planes_at_once()):
@@ -67,10 +107,7 @@ class MaskSource:
         return max(1, rows // _ROWS_AT_LEAST) * _ROWS_AT_LEAST
 
     def planes(self, start: int, stop: int) -> Mask:
-        """uint8[stop − start, y, x]: 0 and 255, or probabilities × 255, rounded.
-
-        Raises SliceError naming slice and value for what is neither binary nor a probability.
-        """
+        """See MaskSource."""
         return self._read(Box((start, 0, 0), (stop, *self.shape_zyx[1:])))
 
     def _read(self, box: Box) -> Mask:
@@ -86,21 +123,6 @@ class MaskSource:
 
         list(self._pool.map(encode, range(len(voxels))))
         return mask
-
-    def box_in(self, scan_shape_zyx: Index3, at_zyx: Index3 | None) -> Box:
-        """Where in a scan this mask lies: all of it, or a part that begins at `at_zyx`. Raises ShapeMismatchError."""
-        if at_zyx is None and self.shape_zyx != scan_shape_zyx:
-            raise ShapeMismatchError(
-                f"The labels {self.url} have shape {self.shape_zyx} (z, y, x), the scan has {scan_shape_zyx}. They must be "
-                "equal; labels of a part are added by `perfuse labels add … --at Z,Y,X`."
-            )
-        box = Box.whole(self.shape_zyx).shifted(at_zyx or (0, 0, 0))
-        if box.intersect(Box.whole(scan_shape_zyx)) != box:
-            raise ShapeMismatchError(
-                f"The labels {self.url}, of shape {self.shape_zyx} (z, y, x) from {at_zyx} on, reach to {box.stop}, beyond "
-                f"the scan, whose shape is {scan_shape_zyx}. Give --at so that they lie inside."
-            )
-        return box
 
 
 class _Values:
@@ -162,4 +184,4 @@ def _encoded(plane: npt.NDArray[Any]) -> Mask:
 def open_masks(url: str) -> Iterator[MaskSource]:
     """Open a mask in any format that a source can have and check its headers. Raises SourceError, SliceError, ServerError."""
     with open_source(url) as source, ThreadPoolExecutor() as pool:
-        yield MaskSource(source, pool)
+        yield SourceMask(source, pool)

@@ -12,6 +12,7 @@ from perfuse.volumes import LAYOUT, Layout
 from perfuse_ingest.ingest import Job
 
 CHUNKS = (32, 64, 128)
+_CODEC = re.compile(r"(zstd|lz4)(?::([1-9]))?")
 _RANGE = re.compile(r"(\d*):(\d*)")
 
 
@@ -21,7 +22,9 @@ def crop(text: str | None) -> tuple[slice, slice, slice] | None:
         return None
     found = [_RANGE.fullmatch(part.strip()) for part in text.split(",")]
     if len(found) != 3 or not all(found):
-        raise SourceError(f"A crop is Z0:Z1,Y0:Y1,X0:X1 in voxels of the source, for example 0:512,:,100:900; got {text!r}.")
+        raise SourceError(
+            f"A crop is Z0:Z1,Y0:Y1,X0:X1 in voxels of the source, for example 0:512,:,100:900; got {text!r}."
+        )
     z, y, x = (slice(*(int(n) if n else None for n in match.groups())) for match in found if match)
     return z, y, x
 
@@ -48,10 +51,11 @@ def layout(codec: str | None, chunk: int | None, shard: str | None) -> Layout:
     """How the scan is cut and compressed; None: the default of each."""
     chosen = LAYOUT
     if codec is not None:
-        name, _, level = codec.partition(":")
-        if name not in ("zstd", "lz4") or (level and level not in map(str, range(1, 10))):
+        found = _CODEC.fullmatch(codec)
+        if found is None:
             raise SourceError(f"A codec is zstd or lz4, with a level from 1 to 9: zstd:3, lz4:9; got {codec!r}.")
-        chosen = replace(chosen, codec=name, clevel=int(level or LAYOUT.clevel))
+        name: Any = found[1]
+        chosen = replace(chosen, codec=name, clevel=int(found[2] or LAYOUT.clevel))
     if chunk is not None:
         if chunk not in CHUNKS:
             raise SourceError(f"A chunk has an edge of {', '.join(map(str, CHUNKS))} voxels; got {chunk}.")

@@ -34,7 +34,9 @@ def default_scheduler() -> str:
 def check_scheduler(name: str) -> None:
     """SourceError unless `run` knows it."""
     if name not in ("threads", "ray") and "://" not in name:
-        raise SourceError(f"A scheduler is threads, ray, or the address of a Dask scheduler (tcp://…:8786); got {name!r}.")
+        raise SourceError(
+            f"A scheduler is threads, ray, or the address of a Dask scheduler (tcp://…:8786); got {name!r}."
+        )
 
 
 def run(work: Pass, scheduler: str, advance: Callable[[int], None]) -> None:
@@ -109,7 +111,9 @@ def _on_dask(address: str) -> Iterator[Get]:
     try:
         client = Client(address, timeout=30)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise ServerError(f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`.") from error
+        raise ServerError(
+            f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`."
+        ) from error
     with client:
         yield lambda tasks: client.gather(client.compute(list(tasks)))  # type: ignore[no-untyped-call]
 

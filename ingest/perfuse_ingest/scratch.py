@@ -20,7 +20,7 @@ class PlaneFile:
         self._box, self._dtype = box, dtype
         folder = scratch_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Self:
         return self

@@ -159,7 +159,9 @@ class Pass:
             start = index3([a * f for a, f in zip(shard.start, factor, strict=True)])
             stop = index3([b * f for b, f in zip(shard.stop, factor, strict=True)])
             above = Box(start, stop).intersect(Box.whole(self.levels[slab.level - 1].shape_zyx))
-            digests += self._write(slab.level, shard, self.stored_halves(replace(slab, level=slab.level - 1, box=above)))
+            digests += self._write(
+                slab.level, shard, self.stored_halves(replace(slab, level=slab.level - 1, box=above))
+            )
         self.marks[slab.level].mark(slab.index, digests)
 
     def stored_halves(self, part: Slab) -> Planes:

@@ -161,8 +161,7 @@ class Resampled(_Changed):
     @cached_property
     def _weights(self) -> tuple[AxisWeights, AxisWeights, AxisWeights]:
         z, y, x = (
-            AxisWeights.of(n, m, f)
-            for n, m, f in zip(self._inner.shape_zyx, self.shape_zyx, self.factors, strict=True)
+            AxisWeights.of(n, m, f) for n, m, f in zip(self._inner.shape_zyx, self.shape_zyx, self.factors, strict=True)
         )
         return z, y, x
 
@@ -200,4 +199,3 @@ class Resampled(_Changed):
 
     def _rounded(self, values: npt.NDArray[np.float32]) -> Voxels:
         return values if self.dtype.kind == "f" else np.floor(values + np.float32(0.5)).astype(self.dtype)
-

@@ -1,6 +1,6 @@
 """Scans as their users know them: specimen, donor, labels, coverage, validity."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from perfuse import intensity, storage, volumes
 from perfuse.console import say
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, Spacing
+from perfuse.validity import Kind, LabelBox, identity
 
 SUFFIX = ".ome.zarr"
 ORGAN = "organ"
@@ -34,20 +35,28 @@ class LabelInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str
-    kind: Literal["dense", "sparse", "soft"]
+    kind: Kind
+    """Sparse when any voxel's box is, else soft when any is."""
     coverage: float = Field(1.0, gt=0, le=1)
-    """Share of the vessels that is marked."""
+    """Share of the vessels that is marked, in all boxes together."""
     foreground: float
     """Share of voxels with p ≥ 0.5."""
     digest: str
-    """Root over the done-marks of level 0."""
+    """Identity of its voxels, and of what is known where."""
     key: str = ""
     """Digest of what the label was made from; the same key is never computed twice."""
     box: tuple[Index3, Index3] | None = None
-    """Where the label was given; unknown elsewhere. None: everywhere."""
+    """The smallest box around all boxes in which the label was given; unknown elsewhere. None: it was given everywhere."""
+    boxes: tuple[LabelBox, ...] = ()
+    """Where people gave it, in that order; the last box that covers a voxel says what is known there. Empty: `Scan.label_boxes`."""
     model: ModelRef | None = None
+    """The bundle that made it; None when people had a hand in it."""
     lineage: dict[str, Any] = {}
     complete: Literal[True] = True
+
+    def digest_over(self, voxels: str) -> str:
+        """The digest that this label has when the root over the done-marks of its level 0 is `voxels`."""
+        return identity(voxels, self.boxes)
 
 
 class ScanInfo(BaseModel):
@@ -115,20 +124,40 @@ class Scan:
         """The complete labels of this scan, by name."""
         if "labels" not in self.group:
             return {}
-        found = {}
-        for name, child in _group(self.group, "labels").groups():
-            summary = child.attrs.get("perfuse")
-            if isinstance(summary, dict) and summary.get("complete") is True:
-                found[name] = _validated(LabelInfo, summary, f"{self.url}/labels/{name}")
-        return dict(sorted(found.items()))
+        found = {name: self._summary(name, child) for name, child in _group(self.group, "labels").groups()}
+        return {name: info for name, info in sorted(found.items()) if info is not None}
+
+    def _summary(self, name: str, group: Any) -> LabelInfo | None:
+        summary = group.attrs.get("perfuse") if isinstance(group, zarr.Group) else None
+        if not isinstance(summary, dict) or summary.get("complete") is not True:
+            return None
+        return _validated(LabelInfo, summary, f"{self.url}/labels/{name}")
 
     def label_info(self, name: str) -> LabelInfo:
         """What is known of one label; ScanError naming those there are."""
-        labels = self.labels()
-        if name not in labels:
-            there = ", ".join(labels) or "none"
-            raise ScanError(f"Scan {self.url} has no label {name!r}. Its labels: {there}.")
-        return labels[name]
+        group = self.group.get(f"labels/{name}") if name and "/" not in name else None
+        info = self._summary(name, group)
+        if info is None:
+            torn = f" {name!r} is unfinished: `perfuse labels add` goes on with it." if group is not None else ""
+            there = ", ".join(self.labels()) or "none"
+            raise ScanError(f"Scan {self.url} has no label {name!r}. Its labels: {there}.{torn}")
+        return info
+
+    def label_boxes(self, name: str) -> tuple[LabelBox, ...]:
+        """The boxes in which a label was given, in order; one for a label that says no more than a kind. See LabelInfo."""
+        info = self.label_info(name)
+        if info.boxes:
+            return info.boxes
+        start, stop = info.box or ((0, 0, 0), self.shape_zyx)
+        marked = round(info.foreground * Box.whole(self.shape_zyx).size)
+        about = info.model_dump(include={"kind", "coverage", "key"})
+        made_by = {"model": info.model.uri} if info.model else {}
+        lineage = {**info.lineage, **made_by}
+        return (
+            LabelBox(
+                version=1, start=start, stop=stop, marked=marked, added=marked, removed=0, lineage=lineage, **about
+            ),
+        )
 
     def label(self, name: str) -> zarr.Array[Any]:
         """Level 0 of a label: uint8, p = value / 255."""
@@ -160,27 +189,45 @@ class Scan:
         """The intensity below or at which `percent` % of all voxels lie, from the histogram: exact for integers."""
         return intensity.percentile(self.histogram(), np.dtype(self.info.dtype), percent)
 
-    def read_known(self, name: str, box: Box, values: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.bool_]:
-        """Where a label is known inside `box`: bool[z, y, x].
+    def slice_names(self) -> tuple[str, ...]:
+        """The names of the slices that the image was made from, in order; empty when they were not kept."""
+        if "perfuse/slice_names" not in self.group:
+            return ()
+        rows = np.asarray(_array(self.group, "perfuse/slice_names")[:], np.uint8)
+        return tuple(row.tobytes().rstrip(b"\0").decode() for row in rows)
 
-        Dense and soft: everywhere that it was given. Sparse: marked voxels, and background stated by the organ mask.
+    def read_known(self, name: str, box: Box, values: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.bool_]:
+        """Where a label is known inside `box`: bool[z, y, x]; what the last of the label's boxes over each voxel says.
+
+        Dense and soft boxes: everywhere. Sparse: marked voxels, and background stated by the organ mask.
         values: the label's voxels in that box, when the caller has them already.
         """
-        info = self.label_info(name)
-        known = np.ones(box.shape, np.bool_)
-        if info.kind == "sparse":
-            marked = (self.read_label(name, box) if values is None else values) > 0
-            known = marked | self._outside_organ(box)
-        if info.box is not None:
-            given = np.zeros(box.shape, np.bool_)
-            inside = Box(*info.box).intersect(box)
-            if not inside.empty:
-                given[inside.relative_to(box.start).slices] = True
-            known &= given
+        known, stated = np.zeros(box.shape, np.bool_), None
+        for given, where in self._given(name, box):
+            if given.kind != "sparse":
+                known[where] = True
+                continue
+            if stated is None:
+                stated = ((self.read_label(name, box) if values is None else values) > 0) | self._outside_organ(box)
+            known[where] = stated[where]
         return known
 
+    def read_given(self, name: str, box: Box) -> npt.NDArray[np.bool_]:
+        """Where a label was given inside `box`, known or not: bool[z, y, x]."""
+        covered = np.zeros(box.shape, np.bool_)
+        for _, where in self._given(name, box):
+            covered[where] = True
+        return covered
+
+    def _given(self, name: str, box: Box) -> Iterator[tuple[LabelBox, tuple[slice, slice, slice]]]:
+        """The label's boxes that meet `box`, in order, and where in it."""
+        for given in self.label_boxes(name):
+            inside = given.box.intersect(box)
+            if not inside.empty:
+                yield given, inside.relative_to(box.start).slices
+
     def _outside_organ(self, box: Box) -> npt.NDArray[np.bool_]:
-        if ORGAN not in self.labels():
+        if self._summary(ORGAN, self.group.get(f"labels/{ORGAN}")) is None:
             return np.zeros(box.shape, np.bool_)
         outside: npt.NDArray[np.bool_] = self.read_label(ORGAN, box) == 0
         return outside

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 Index3 = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -40,6 +41,11 @@ class Box:
         return z, y, x
 
     @property
+    def size(self) -> int:
+        """Voxels inside; 0 when empty."""
+        return prod(max(n, 0) for n in self.shape)
+
+    @property
     def empty(self) -> bool:
         """True when no voxel lies inside."""
         return any(n <= 0 for n in self.shape)
@@ -49,6 +55,24 @@ class Box:
         start = index3([max(a, b) for a, b in zip(self.start, other.start, strict=True)])
         stop = index3([min(a, b) for a, b in zip(self.stop, other.stop, strict=True)])
         return Box(start, stop)
+
+    def minus(self, other: "Box") -> "list[Box]":
+        """What is left of this box without `other`: at most six boxes that do not overlap."""
+        shared = self.intersect(other)
+        if shared.empty:
+            return [] if self.empty else [self]
+        parts: list[Box] = []
+        start, stop = list(self.start), list(self.stop)
+        for axis in range(3):
+            for a, b in ((start[axis], shared.start[axis]), (shared.stop[axis], stop[axis])):
+                if a < b:
+                    parts.append(
+                        Box(
+                            index3([*start[:axis], a, *start[axis + 1 :]]), index3([*stop[:axis], b, *stop[axis + 1 :]])
+                        )
+                    )
+            start[axis], stop[axis] = shared.start[axis], shared.stop[axis]
+        return parts
 
     def shifted(self, by: Index3) -> "Box":
         """The same box, moved."""

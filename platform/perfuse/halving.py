@@ -9,7 +9,7 @@ import numpy.typing as npt
 Voxels = npt.NDArray[Any]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def mean_of_integers(block: Voxels, factor_zyx: tuple[int, int, int], out: Voxels) -> None:
     """Means of unsigned integers [z, y, x], rounded half up; a face that is left over is replicated."""
     depth, rows, columns = block.shape
@@ -35,7 +35,7 @@ def mean_of_integers(block: Voxels, factor_zyx: tuple[int, int, int], out: Voxel
                     target[columns // 2] = (2 * line[columns - 1] + half) >> shift
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def mean_of_floats(block: Voxels, factor_zyx: tuple[int, int, int], out: Voxels) -> None:
     """Means of floats [z, y, x], summed in float64 in one order; a face that is left over is replicated."""
     depth, rows, columns = block.shape
@@ -53,7 +53,7 @@ def mean_of_floats(block: Voxels, factor_zyx: tuple[int, int, int], out: Voxels)
                 out[z, y, x] = total / (fz * fy * fx)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def maximum(block: Voxels, factor_zyx: tuple[int, int, int], out: Voxels) -> None:
     """Largest values [z, y, x]."""
     depth, rows, columns = block.shape

@@ -70,7 +70,7 @@ def _count(numbers: npt.NDArray[Any], counts: npt.NDArray[np.uint32]) -> None:
     (_count_bytes if numbers.itemsize == 1 else _count_words)(numbers[first:last].view(np.uint64), counts)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _count_words(words: npt.NDArray[np.uint64], counts: npt.NDArray[np.uint32]) -> None:
     """Four numbers a word, into two tables by turns: neighbours are often equal, and would wait for one another."""
     even, odd, mask = counts[0], counts[1], np.uint64(0xFFFF)
@@ -81,7 +81,7 @@ def _count_words(words: npt.NDArray[np.uint64], counts: npt.NDArray[np.uint32]) 
         odd[word >> np.uint64(48)] += np.uint32(1)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _count_bytes(words: npt.NDArray[np.uint64], counts: npt.NDArray[np.uint32]) -> None:
     even, odd, mask = counts[0], counts[1], np.uint64(0xFF)
     for word in words:

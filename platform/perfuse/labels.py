@@ -11,7 +11,7 @@ import zarr
 from perfuse import storage, volumes
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import ScanError
-from perfuse.geometry import Index3, blocks, index3
+from perfuse.geometry import blocks, index3
 
 Mask = npt.NDArray[np.uint8]
 
@@ -21,6 +21,9 @@ IMAGE_LABEL = {
 }
 """How a viewer shows a label, and of which image it is: metadata of OME-Zarr."""
 
+
+NEXT = "perfuse_next"
+"""Attribute of a label into which a box is being put: the summary that it will have. It has no other meanwhile."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -36,35 +39,33 @@ def check_name(name: str) -> None:
 def check_output(scan: Scan, name: str) -> None:
     """ScanError unless a model may write a label of this name: one that a person gave is never overwritten."""
     check_name(name)
-    _refuse_human(scan.group.get(f"labels/{name}"), name, scan.url)
+    _refuse_human(scan.group.get(f"labels/{name}"), name, scan.url, "")
 
 
 class LabelWriter:
     """One label of a scan in the making. Unfinished until `finish`; a killed one goes on where it stopped.
 
-    key: digest of what the label is made from. Work of another key under this name is discarded, unless that label was
-    given by a person: then ScanError.
+    levels: of the scan's pyramid. key: digest of what the label is made from. Work of another key under this name is
+    discarded, unless people had a hand in that label: then ScanError.
     """
 
-    def __init__(
-        self, scan_url: str, shape_zyx: Index3, voxel_size_um: tuple[float, float, float], name: str, key: str
-    ):
+    def __init__(self, scan_url: str, levels: list[volumes.Level], name: str, key: str):
         check_name(name)
         self.scan_url, self.name, self.key = storage.normal(scan_url), name, key
-        self.levels = volumes.pyramid_levels(shape_zyx, voxel_size_um)
+        self.levels = levels
         root = volumes.open_group(self.scan_url, "r+")
         labels = root.require_group("labels")
         existing = labels.get(name)
+        _refuse_human(existing, name, self.scan_url, key)
         if not isinstance(existing, zarr.Group) or existing.attrs.get("perfuse_key") != key:
-            _refuse_human(existing, name, self.scan_url)
             if isinstance(existing, zarr.Group):
                 existing.attrs.pop("perfuse", None)
             group, _ = volumes.create_pyramid(labels, name, self.levels, "uint8", ome={"image-label": IMAGE_LABEL})
             group.attrs["perfuse_key"] = key
             existing = group
         self.group = existing
-        self.arrays = [_level(self.group, k) for k in range(len(self.levels))]
-        self.tasks = list(blocks(shape_zyx, index3(self.arrays[0].shards or self.arrays[0].chunks)))
+        self.arrays = [level_of(self.group, k) for k in range(len(self.levels))]
+        self.tasks = list(blocks(levels[0].shape_zyx, index3(self.arrays[0].shards or self.arrays[0].chunks)))
         self._marks = volumes.DoneMarks(root.require_group("perfuse/labels"), name, len(self.tasks), key)
         self._root = root
 
@@ -82,6 +83,10 @@ class LabelWriter:
     def _stored(self, task: int) -> bytes:
         return volumes.stored_digests(self.arrays[0], self.tasks[task])
 
+    def before(self, task: int) -> Mask:
+        """What stands in the shard that a task owns: nothing."""
+        return np.zeros(self.tasks[task].shape, np.uint8)
+
     def write(self, task: int, block: Mask) -> None:
         """Write the shard that a task owns, whole; then its done-mark."""
         self._marks.mark(task, volumes.write_shards(self.arrays[0], self.tasks[task], block))
@@ -95,28 +100,43 @@ class LabelWriter:
         foreground = sum(int(np.count_nonzero(np.asarray(self.arrays[0][b.slices]) >= 128)) for b in self.tasks)
         summary = info(foreground / float(np.prod(self.arrays[0].shape)), self._marks.root())
         self.group.attrs["perfuse"] = summary.model_dump(mode="json")
-        labels = self._root.require_group("labels")
-        names = sorted(name for name, group in labels.groups() if "perfuse" in group.attrs)
-        labels.attrs["ome"] = {"version": "0.5", "labels": names}
+        list_labels(self._root.require_group("labels"))
         return summary
 
+    def discard(self) -> None:
+        """Remove what was written."""
+        for path in (f"labels/{self.name}", f"perfuse/labels/{self.name}"):
+            storage.remove_tree(storage.join(self.scan_url, path))
 
-def _level(group: zarr.Group, level: int) -> zarr.Array[Any]:
+
+def list_labels(labels: zarr.Group) -> None:
+    """Name the complete labels in the metadata of their group, as OME-Zarr asks."""
+    names = sorted(name for name, group in labels.groups() if "perfuse" in group.attrs)
+    labels.attrs["ome"] = {"version": "0.5", "labels": names}
+
+
+def level_of(group: zarr.Group, level: int) -> zarr.Array[Any]:
+    """The array of a label's level; ScanError when it is missing."""
     array = group[str(level)]
     if not isinstance(array, zarr.Array):
         raise ScanError(f"{group.store_path} is damaged: level {level} is no array.")
     return array
 
 
-def _refuse_human(existing: Any, name: str, scan_url: str) -> None:
-    summary = existing.attrs.get("perfuse") if isinstance(existing, zarr.Group) else None
-    if isinstance(summary, dict) and summary.get("kind") in ("dense", "sparse"):
+def _refuse_human(existing: Any, name: str, scan_url: str, key: str) -> None:
+    """ScanError when a label is there in which people had a hand, unless it was made from `key`."""
+    there = existing.attrs.asdict() if isinstance(existing, zarr.Group) else {}
+    summary = there.get("perfuse", there.get(NEXT))
+    if not isinstance(summary, dict) or summary.get("model") is not None:
+        return
+    if (summary.get("key") or there.get("perfuse_key")) != key:
         raise ScanError(
             f"Label {name!r} of {scan_url} was given by a person and differs from what would be written; it is not "
-            "overwritten. Choose another name."
+            "overwritten. Choose another name; a part of it is corrected by `perfuse labels add … --at Z,Y,X`."
         )
 
 
 def writer_for(scan: Scan, name: str, key: str) -> LabelWriter:
     """A writer for a label of a complete scan."""
-    return LabelWriter(scan.url, scan.shape_zyx, scan.info.voxel_size_um, name, key)
+    levels = volumes.pyramid_levels(scan.shape_zyx, scan.info.voxel_size_um, scan.info.origin_um)
+    return LabelWriter(scan.url, levels, name, key)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from perfuse.bundle import Bundle
-from perfuse.catalog import LabelInfo, Scan
+from perfuse.catalog import ORGAN, LabelInfo, Scan
 from perfuse.errors import ScanError
 
 Predict = Callable[..., LabelInfo]
@@ -11,8 +11,8 @@ Predict = Callable[..., LabelInfo]
 
 
 def human_label(scan: Scan) -> str | None:
-    """The label of a scan that people gave: `human`, else the first dense or sparse one that is no organ mask; None without."""
-    given = [info.name for info in scan.labels().values() if info.kind != "soft" and info.name != "organ"]
+    """The label of a scan that people gave: `human`, else the first one that no model made and that is no organ mask; None without."""
+    given = [info.name for info in scan.labels().values() if info.model is None and info.name != ORGAN]
     return "human" if "human" in given else next(iter(given), None)
 
 

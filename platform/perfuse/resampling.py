@@ -45,7 +45,7 @@ def resample_plane(plane: npt.NDArray[Any], rows: AxisWeights, columns: AxisWeig
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _resample(
     plane: npt.NDArray[Any],
     row_first: npt.NDArray[np.int64],

@@ -82,7 +82,8 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
     at = threshold if threshold is not None else _own_threshold(info)
     voxels, surface = _counts(scan, truth, lambda box: scan.read_label(prediction, box) >= at)
     dense = known.kind != "sparse"
-    dice_bounds, precision_bounds = _bounds(voxels, known.coverage if not dense else 1.0)
+    unsaid = 0 if dense else _unsaid(scan, truth, lambda box: scan.read_label(prediction, box) >= at)
+    dice_bounds, precision_bounds = _bounds(voxels, 1.0 if dense else known.coverage, unsaid)
     return Evaluation(
         scan=scan.info.id,
         scan_url=scan.url,
@@ -152,9 +153,8 @@ def _truth(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
 
 
 def _known(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
-    """Where scores are counted: where the label was given, and inside the organ if that is marked."""
-    known = scan.read_known(truth, box) if scan.label_info(truth).kind != "sparse" else np.ones(box.shape, np.bool_)
-    return known & _organ(scan, box)
+    """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
+    return scan.read_given(truth, box) & _organ(scan, box)
 
 
 def _organ(scan: Scan, box: Box) -> npt.NDArray[np.bool_]:
@@ -176,10 +176,21 @@ def _counts(
     return voxels, surface
 
 
-def _bounds(voxels: ConfusionCounts, coverage: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Dice and precision, lowest and highest, when the truth marks only `coverage` of the vessels."""
+def _unsaid(scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]) -> int:
+    """Predicted voxels of which the truth says nothing, though it was given there: unmarked ones of sparse boxes."""
+    return sum(
+        int(np.count_nonzero(predicted(box) & _known(scan, truth, box) & ~scan.read_known(truth, box)))
+        for box in _blocks(scan, f"bounds {scan.info.id}")
+    )
+
+
+def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Dice and precision, lowest and highest, when the truth marks only `coverage` of the vessels.
+
+    unsaid: predicted voxels that may be vessels which are not marked.
+    """
     hidden = voxels.truth * (1 - coverage) / coverage
-    extra = min(voxels.false_positive, hidden)
+    extra = min(unsaid, hidden)
     whole = voxels.predicted + voxels.truth + hidden
     if not voxels.predicted or not whole:
         return (NAN, NAN), (NAN, NAN)

@@ -59,7 +59,7 @@ def verify(scan_url: str, *, source: str | None = None, with_source: bool = Fals
     faults += _root_faults(scan, "perfuse/done/0", scan.info.digest)
     stored = {str(level): f"perfuse/done/{level}" for level in range(scan.levels)}
     for name, info in scan.labels().items():
-        faults += _root_faults(scan, f"perfuse/labels/{name}", info.digest)
+        faults += _root_faults(scan, f"perfuse/labels/{name}", info.digest, info.digest_over)
         stored[f"labels/{name}/0"] = f"perfuse/labels/{name}"
     parts = [shard for path, marks in stored.items() for shard in _shards(scan, path, marks)]
     with progress(f"verify {scan.info.id}, shards", len(parts)) as advance, ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
@@ -73,9 +73,10 @@ def verify(scan_url: str, *, source: str | None = None, with_source: bool = Fals
     return Report(len(parts), faults)
 
 
-def _root_faults(scan: Scan, marks_path: str, root: str) -> list[str]:
+def _root_faults(scan: Scan, marks_path: str, digest: str, over: Callable[[str], str] = str) -> list[str]:
+    """over: what makes the digest in the summary of the root over the marks."""
     rows = (row.tobytes() for row in np.asarray(_array(scan, marks_path)[:]))
-    return [] if volumes.merkle(rows) == root else [f"{marks_path}: its root is not the digest in the summary"]
+    return [] if over(volumes.merkle(rows)) == digest else [f"{marks_path}: its root is not the digest in the summary"]
 
 
 def _shards(scan: Scan, path: str, marks_path: str) -> Iterator[Shard]:
@@ -83,7 +84,9 @@ def _shards(scan: Scan, path: str, marks_path: str) -> Iterator[Shard]:
     form = ShardFormat.of(array)
     digests = np.asarray(_array(scan, marks_path)[:], np.uint8).reshape(-1, shards.DIGEST_BYTES)
     boxes = blocks(index3(array.shape), form.shard_zyx)
-    for box, digest in zip(boxes, digests, strict=False):  # of another number when the metadata were changed, a fault by itself
+    for box, digest in zip(
+        boxes, digests, strict=False
+    ):  # of another number when the metadata were changed, a fault by itself
         yield Shard(form, path, box, digest.tobytes())
 
 
@@ -94,13 +97,15 @@ def metadata_faults(scan: Scan) -> list[str]:
     faults = _disagree("summary shape_zyx", list(info.shape_zyx), "array 0", list(image.shape))
     faults += _disagree("summary dtype", info.dtype, "array 0", str(image.dtype))
     faults += _disagree("levels of OME metadata", scan.levels, "those of the shape", len(levels))
-    multiscales = [("", scan.group)]
-    multiscales += [(f"labels/{name}/", scan.group[f"labels/{name}"]) for name in scan.labels()]  # type: ignore[list-item]
-    for prefix, group in multiscales:
+    for prefix in ("", *(f"labels/{name}/" for name in scan.labels())):
+        group = scan.group[prefix.rstrip("/")] if prefix else scan.group
+        assert isinstance(group, zarr.Group)
         stated = group.attrs["ome"]["multiscales"][0]["datasets"]  # type: ignore[index,call-overload]
         wanted = volumes.datasets(levels)
         if stated != wanted:
-            faults.append(f"{prefix}zarr.json: scales or translations are not those of voxels of {info.voxel_size_um} µm")
+            faults.append(
+                f"{prefix}zarr.json: scales or translations are not those of voxels of {info.voxel_size_um} µm"
+            )
         for path, level in zip((str(d["path"]) for d in wanted), levels, strict=True):
             array = group.get(path)
             shape = list(array.shape) if isinstance(array, zarr.Array) else None

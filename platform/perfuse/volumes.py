@@ -89,9 +89,7 @@ class Level:
     """Centre of the first voxel."""
 
 
-def pyramid_levels(
-    shape_zyx: Index3, voxel_size_um: Spacing, origin_um: Spacing = (0.0, 0.0, 0.0)
-) -> list[Level]:
+def pyramid_levels(shape_zyx: Index3, voxel_size_um: Spacing, origin_um: Spacing = (0.0, 0.0, 0.0)) -> list[Level]:
     """The levels of a volume's pyramid, finest first.
 
     An axis is halved while it is longer than 1 voxel and not coarser than twice the finest of those that are. A halved

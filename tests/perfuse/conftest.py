@@ -11,15 +11,13 @@ import pytest
 from perfuse import storage, volumes
 from perfuse.catalog import LabelInfo, Scan, ScanInfo
 from perfuse.geometry import index3
-from perfuse.labels import LabelWriter
+from perfuse.labels import writer_for
 
 MakeScan = Callable[..., Scan]
 
 
 def _write_label(scan: Scan, name: str, values: npt.NDArray[np.uint8], about: dict[str, Any]) -> None:
-    writer = LabelWriter(
-        scan.url, scan.shape_zyx, scan.info.voxel_size_um, name, storage.digest_bytes(values.tobytes())
-    )
+    writer = writer_for(scan, name, storage.digest_bytes(values.tobytes()))
     for task in writer.todo():
         writer.write(task, values[writer.tasks[task].slices])
     writer.finish(lambda share, digest: LabelInfo(name=name, foreground=share, digest=digest, **about))

@@ -15,6 +15,7 @@ from perfuse.catalog import LabelInfo, Scan, ScanInfo, find_scans, preferred_lab
 from perfuse.errors import RecipeError, ScanError
 from perfuse.geometry import Box
 from perfuse.splits import split_by_donor
+from perfuse.validity import LabelBox, summary, visible
 
 MakeScan = Callable[..., Scan]
 SHAPE = (12, 20, 16)
@@ -56,6 +57,73 @@ def test_a_label_of_a_part_is_unknown_elsewhere(tmp_path: Path, make_scan: MakeS
     assert not scan.read_known("part", Box((9, 0, 0), (12, 20, 16))).any()
 
 
+CORNERS = st.tuples(*(st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted) for n in SHAPE))
+GIVEN = st.tuples(CORNERS, st.sampled_from([("dense", 1.0), ("sparse", 0.5), ("sparse", 0.8), ("soft", 1.0)]))
+
+
+def boxes_of(drawn: list[Any], values: Any) -> tuple[list[LabelBox], Any]:
+    """Boxes with the right counts, and for each voxel the number of the last one over it (−1: none)."""
+    boxes, last = [], np.full(SHAPE, -1)
+    for number, (spans, (kind, coverage)) in enumerate(drawn):
+        start, stop = zip(*spans, strict=True)
+        box = LabelBox(
+            version=number + 1, start=start, stop=stop, kind=kind, coverage=coverage, marked=0, added=0, removed=0
+        )
+        last[box.box.slices] = number
+        boxes.append(box)
+    marked = [int((values[last == n] >= 128).sum()) for n in range(len(boxes))]
+    return [b.model_copy(update={"marked": m}) for b, m in zip(boxes, marked, strict=True)], last
+
+
+@given(st.lists(GIVEN, min_size=1, max_size=6), CORNERS, st.integers(0, 9))
+def test_the_last_box_over_a_voxel_says_what_is_known(drawn: list[Any], spans: Any, seed: int) -> None:
+    values, organ = mask(seed), mask(seed + 1)
+    boxes, last = boxes_of(drawn, values)
+    asked = Box(*zip(*spans, strict=True))
+    scan = Boxed(boxes, values, organ)
+    kinds = np.array([*(b.kind for b in boxes), "none"])[last]
+    known = np.isin(kinds, ["dense", "soft"]) | ((kinds == "sparse") & ((values > 0) | (organ == 0)))
+    np.testing.assert_array_equal(scan.read_known("human", asked), known[asked.slices])
+    np.testing.assert_array_equal(scan.read_known("human", asked, values[asked.slices]), known[asked.slices])
+    np.testing.assert_array_equal(scan.read_given("human", asked), (last >= 0)[asked.slices])
+
+
+@given(st.lists(GIVEN, min_size=1, max_size=6), st.integers(0, 9))
+def test_summaries_are_of_what_is_seen_of_each_box(drawn: list[Any], seed: int) -> None:
+    values = mask(seed)
+    boxes, last = boxes_of(drawn, values)
+    for number, parts in enumerate(visible([b.box for b in boxes])):
+        painted = np.zeros(SHAPE, np.int64)
+        for part in parts:
+            painted[part.slices] += 1
+        np.testing.assert_array_equal(painted, last == number)
+    if (last < 0).all():
+        return
+    about = summary(boxes, SHAPE)
+    seen = [boxes[n] for n in np.unique(last[last >= 0])]
+    assert about["kind"] == next(k for k in ("sparse", "soft", "dense") if k in {b.kind for b in seen})
+    assert about["foreground"] == sum(b.marked for b in seen) / last.size
+    assert (about["box"] is None) == bool((last >= 0).all())
+    expected = sum(b.marked / b.coverage for b in seen)
+    if expected:
+        assert about["coverage"] == pytest.approx(sum(b.marked for b in seen) / expected)
+    shares = [b.coverage for b in seen]
+    assert min(shares) - 1e-9 <= about["coverage"] <= max(shares) + 1e-9
+
+
+def test_labels_that_list_no_boxes_have_one(tmp_path: Path, make_scan: MakeScan) -> None:
+    """As scans have them that were stored before boxes were kept, and labels of models."""
+    marked, box = mask(1), ((2, 0, 3), (8, 20, 10))
+    scan = make_scan(tmp_path, "k1", voxels(), {"human": marked}, kind="sparse", coverage=0.65, box=box, key="k")
+    (only,) = scan.label_boxes("human")
+    assert (only.start, only.stop, only.kind, only.coverage, only.key) == (*box, "sparse", 0.65, "k")
+    assert only.marked == (marked >= 128).sum()
+    scan = make_scan(tmp_path, "k2", voxels(), {"human": marked})
+    (only,) = scan.label_boxes("human")
+    assert (only.box, only.kind, only.version) == (WHOLE, "dense", 1)
+    assert scan.label_info("human").digest_over("root") == "root"
+
+
 def test_what_is_no_scan_is_named(tmp_path: Path, make_scan: MakeScan) -> None:
     with pytest.raises(ScanError, match="absent is not a Zarr group"):
         Scan.open(str(tmp_path / "absent"))
@@ -91,6 +159,22 @@ def test_scans_are_found_and_unfinished_ones_are_not(
     (tmp_path / "b.ome.zarr" / "zarr.json").write_text("{")
     assert [s.info.id for s in find_scans(str(tmp_path))] == ["a"]
     assert "b.ome.zarr (zarr.json) are damaged" in capsys.readouterr().err
+
+
+class Boxed(Scan):
+    """A scan with one label and an organ mask, in memory."""
+
+    def __init__(self, boxes: list[LabelBox], values: Any, organ: Any) -> None:
+        self.boxes, self.stored = tuple(boxes), {"human": values, "organ": organ}
+
+    def label_boxes(self, name: str) -> tuple[LabelBox, ...]:
+        return self.boxes
+
+    def read_label(self, name: str, box: Box) -> Any:
+        return self.stored[name][box.slices]
+
+    def _outside_organ(self, box: Box) -> Any:
+        return self.stored["organ"][box.slices] == 0
 
 
 class Known(Scan):

@@ -8,8 +8,10 @@ import pytest
 from perfuse import scoring
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.errors import ScanError
+from perfuse.geometry import Box
 from perfuse.labels import writer_for
 from perfuse.metrics import confusion_counts, curve_counts, otsu_threshold, otsu_upper_of_three, surface_counts
+from perfuse.validity import LabelBox, summary
 
 SHAPE = (70, 40, 44)
 MODEL = ModelRef(uri="", forward_digest="f", bundle_digest="b", threshold=100, precision="fp32")
@@ -105,6 +107,42 @@ def test_sparse_truth_gives_recall_and_bounds(tmp_path, make_scan, tubes):
     assert low < high <= 1
     with pytest.raises(ScanError, match="sparse"):
         scoring.tune([scan], "soft", "human")
+
+
+def test_a_dense_slab_in_a_sparse_whole_gives_tighter_bounds(tmp_path, make_scan, tubes):
+    """In the slab, what is not marked is no vessel: what is predicted there wrongly stays wrong."""
+    image, mask = tubes(4, SHAPE)
+    half = mask.copy()
+    half[20:, 20:] = 0
+    soft = mask.copy()
+    soft[:20] = 255
+    slab, whole, beyond = Box((0, 0, 0), (20, 40, 44)), Box((0, 0, 0), (60, 40, 44)), np.s_[60:]
+    half[beyond] = 0
+    marked = [int((half[20:60] > 0).sum()), int((half[:20] > 0).sum())]
+    hidden = int((mask[20:60] > 0).sum()) - marked[0]
+    share = marked[0] / (marked[0] + hidden)
+    kinds = [("sparse", share, whole), ("dense", 1.0, slab)]
+    boxes = [
+        LabelBox(version=k + 1, start=b.start, stop=b.stop, kind=kind, coverage=c, marked=n, added=n, removed=0)
+        for k, ((kind, c, b), n) in enumerate(zip(kinds, marked, strict=True))
+    ]
+    about = {k: v for k, v in summary(boxes, SHAPE).items() if k != "foreground"}
+    scan = make_scan(tmp_path, "mixed", image, {"human": half}, boxes=boxes, **about)
+    write_soft(scan, "soft", soft)
+    scores = scoring.evaluate(scan, "soft", "human")
+    real = confusion_counts(mask[:60] > 0, soft[:60] > 0)
+    assert scores.truth_kind == "sparse"
+    assert scores.recall == 1.0
+    assert math.isnan(scores.dice)
+    assert scores.predicted_voxels == real.predicted, "what lies outside all boxes is not counted"
+    assert scores.precision_bounds[1] == pytest.approx(real.precision)
+    assert scores.dice_bounds[1] == pytest.approx(real.dice)
+    assert scores.precision_bounds[0] == pytest.approx(sum(marked) / real.predicted)
+    few = soft * (half > 0)
+    few[:20] = 255
+    write_soft(scan, "few", few.astype(np.uint8))
+    low, high = scoring.evaluate(scan, "few", "human").precision_bounds
+    assert low == high, "all that is wrong lies in the slab, where it is certain"
 
 
 def test_errors_name_what_is_there(case):

@@ -15,6 +15,7 @@ from perfuse import storage
 from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.errors import PerfuseError, RecipeError, ScanError
+from perfuse.geometry import Box
 from perfuse.models import build
 from perfuse.recipes import load_recipe
 from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job
@@ -217,6 +218,8 @@ def test_no_scans_is_an_error(tmp_path) -> None:
 
 @pytest.mark.parametrize("shape", [(15, 512, 512), (4000, 4000, 4000), (10, 10, 10)])
 def test_the_box_of_validation_is_bounded_and_central(shape) -> None:
-    box = middle(shape)
-    assert 0 < np.prod(box.shape) <= VOXELS
-    assert all(abs(a - (n - b)) <= 1 for a, b, n in zip(box.start, box.stop, shape, strict=True))
+    whole = Box.whole(shape).shifted((496, 0, 3))
+    box = middle(whole)
+    assert 0 < box.size <= VOXELS
+    for first, a, b, last in zip(whole.start, box.start, box.stop, whole.stop, strict=True):
+        assert abs((a - first) - (last - b)) <= 1

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from perfuse.errors import PlanError, SliceError, SourceError
-from perfuse.volumes import pyramid_levels
+from perfuse.errors import SliceError, SourceError
 from perfuse_ingest.ingest import ingest
-from perfuse_ingest.plan import plan
 
 StackFolder = Callable[..., Path]
 ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}

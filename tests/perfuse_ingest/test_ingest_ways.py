@@ -75,7 +75,7 @@ def test_on_a_dask_cluster(
 
 
 def test_a_dask_cluster_that_is_not_there(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(ServerError, match="No Dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(ServerError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         ingest(str(source), str(tmp_path / "k1.ome.zarr"), scheduler="tcp://127.0.0.1:9", **ABOUT)
     with pytest.raises(SourceError, match="A scheduler is threads, ray, or the address"):
         ingest(str(source), str(tmp_path / "k1.ome.zarr"), scheduler="slurm", **ABOUT)

@@ -79,9 +79,7 @@ def test_resampled_slab_by_slab_as_whole(source: str, volume: Volume, pool: Exec
     assert whole.mean() == pytest.approx(volume.mean(), rel=0.02)
 
 
-def test_resampling_keeps_a_ramp_where_it_is(
-    tmp_path: Path, stack_folder: Callable[..., Path], pool: Executor
-) -> None:
+def test_resampling_keeps_a_ramp_where_it_is(tmp_path: Path, stack_folder: Callable[..., Path], pool: Executor) -> None:
     ramp = np.add.outer(np.add.outer(np.arange(60) * 100, np.arange(40) * 10), np.arange(50)).astype(np.uint16)
     shaping = Shaping(target_um=25.0)
     with shaping.of(open_source(str(stack_folder(tmp_path / "r", ramp))), (10, 10, 10)) as coarse:

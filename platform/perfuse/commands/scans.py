@@ -50,6 +50,7 @@ def described(scan: Any) -> dict[str, Any]:
             "foreground": x.foreground,
             "digest": x.digest,
             "box": x.box,
+            "boxes": [b.model_dump(mode="json") for b in x.boxes],
             "model": x.model.model_dump() if x.model else None,
             "lineage": x.lineage,
         }
@@ -91,6 +92,8 @@ def _label_line(label: dict[str, Any]) -> str:
     line = f"{label['name']}: {label['kind']}, {label['foreground']:.2%} of the scan is vessel"
     if label["coverage"] < 1:
         line += f", coverage {label['coverage']:g}"
+    if len(label["boxes"]) > 1:
+        line += f", given in {len(label['boxes'])} boxes (perfuse labels ls)"
     return f"{line}, given from {label['box'][0]} to {label['box'][1]}" if label["box"] else line
 
 

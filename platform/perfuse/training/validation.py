@@ -1,10 +1,10 @@
-"""What a network scores on held-out donors while it trains: a box in the middle of each, all thresholds at once."""
+"""What a network scores on held-out donors while it trains: a box in the middle of each one's largest label, all thresholds at once."""
 
 import numpy as np
 import torch
 
 from perfuse.catalog import Scan
-from perfuse.geometry import Box, Index3, index3
+from perfuse.geometry import Box, index3
 from perfuse.inference import probability
 from perfuse.metrics import CurveCounts, curve_counts
 from perfuse.pictures import one_slice
@@ -35,7 +35,7 @@ def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, floa
 
 def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, bytes]:
     scan = Scan.open(source.url)
-    box = middle(scan.shape_zyx)
+    box = middle(max((b.box for b in scan.label_boxes(source.label)), key=lambda b: b.size))
     soft = probability(network, job.forward(), scan, box)
     values = scan.read_label(source.label, box)
     truth, known = values >= 128, scan.read_known(source.label, box, values)
@@ -45,11 +45,11 @@ def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[
     return counts, one_slice(image, truth[k], soft[k])
 
 
-def middle(shape_zyx: Index3) -> Box:
-    """A box of at most `VOXELS` in the middle of a volume: its longest axis is halved until it fits."""
-    size = list(shape_zyx)
+def middle(whole: Box) -> Box:
+    """A box of at most `VOXELS` in the middle of another: its longest axis is halved until it fits."""
+    size = list(whole.shape)
     while np.prod(size) > VOXELS:
         longest = int(np.argmax(size))
         size[longest] = -(-size[longest] // 2)
-    start = index3([(n - b) // 2 for n, b in zip(shape_zyx, size, strict=True)])
+    start = index3([a + (n - b) // 2 for a, n, b in zip(whole.start, whole.shape, size, strict=True)])
     return Box(start, index3([a + b for a, b in zip(start, size, strict=True)]))

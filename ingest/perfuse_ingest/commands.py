@@ -100,6 +100,9 @@ def ingest(
     ] = None,
     target_um: Annotated[float | None, typer.Option(help="Store cubic voxels of this edge, µm, resampled.")] = None,
     window: Annotated[str | None, typer.Option(help="LOW,HIGH: store 8 bits, these intensities as 0 and 255.")] = None,
+    clahe: Annotated[
+        bool, typer.Option("--clahe", help="Equalise contrast locally, by blocks of the volume; slices are read twice.")
+    ] = False,
     codec: Annotated[str | None, typer.Option(help="zstd or lz4, with a level: zstd:3 (the default), lz4:9.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Edge of a chunk, voxels: 32, 64 (the default) or 128.")] = None,
     shard: Annotated[str | None, typer.Option(help="Chunks in a stored object, Z,Y,X: 1,8,8 when not given.")] = None,
@@ -130,12 +133,12 @@ def ingest(
     from perfuse_ingest import parsing
     from perfuse_ingest.ingest import About, prepare
     from perfuse_ingest.ingest import ingest as run
-    from perfuse_ingest.transforms import Shaping
+    from perfuse_ingest.shaping import Shaping
 
     if labels is None and coverage != 1:
         raise SourceError("--coverage is the share of the vessels that labels mark: give --labels, or leave it out.")
     voxels = None if voxel_size_um is None else parse_voxel_size(voxel_size_um)
-    shaping = Shaping(parsing.crop(crop), parsing.target(target_um), parsing.window(window))
+    shaping = Shaping(parsing.crop(crop), parsing.target(target_um), parsing.window(window), clahe)
     layout, memory = parsing.layout(codec, chunk, shard), parsing.memory(memory_limit)
     if plan:
         about = About(specimen, organ, donor, voxels)

@@ -63,7 +63,7 @@ def estimate(job: Job) -> Estimate:
         dtype=str(source.dtype),
         voxel_size_um=list(job.about["voxel_size_um"]),
         levels=len(job.levels),
-        input_bytes=source.largest_bytes * len(source.names),
+        input_bytes=source.largest_bytes * len(source.names) * source.passes,
         voxel_bytes=prod(source.shape_zyx) * source.dtype.itemsize,
         output_bytes=int(total * compressed / raw),
         objects=sum(_shards(level, plan.layout) for level in job.levels),
@@ -71,7 +71,7 @@ def estimate(job: Job) -> Estimate:
         in_bands=plan.in_bands,
         peak_bytes=plan.peak_bytes,
         scratch_bytes=plan.scratch_bytes,
-        seconds=depth * reading + total * compressing / plan.threads,
+        seconds=depth * reading * source.passes + total * compressing / plan.threads,
     )
 
 

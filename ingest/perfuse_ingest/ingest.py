@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,10 +20,10 @@ from perfuse_ingest.mask_sources import open_masks
 from perfuse_ingest.measures import Measures
 from perfuse_ingest.plan import IngestPlan, plan, slab_tree
 from perfuse_ingest.schedulers import Rates, check_scheduler, default_scheduler, run
+from perfuse_ingest.shaping import Shaping
 from perfuse_ingest.slabs import Pass
 from perfuse_ingest.sources import check_dtype, open_source
 from perfuse_ingest.sources.source import Source
-from perfuse_ingest.transforms import Shaping
 
 Request = dict[str, Any]
 """What determines a scan; kept with it, so that the same call is known again."""
@@ -218,6 +219,8 @@ def _ingest_image(job: Job, scheduler: str, *, repair: bool) -> ScanInfo:
         return Scan.open(job.url).info
     _prepare_group(job)
     work = Pass(job.url, job.source, job.levels, job.plan, storage.digest_json(job.request))
+    with ThreadPoolExecutor(job.plan.threads) as pool:
+        job.source.learn(pool)
     depth, *plane = job.source.shape_zyx
     with progress(f"ingest {storage.name_of(job.url)}, slices", depth) as advance:
         run(work, scheduler, Rates(advance, int(np.prod(plane)) * job.source.dtype.itemsize))
@@ -265,6 +268,7 @@ def _prepare_group(job: Job) -> None:
     key = storage.digest_json(job.request)
     there = volumes.open_group(job.url).attrs.get(PREPARED) if _occupied(job.url) else None
     if there == key:
+        storage.remove_leftovers(job.url)
         return
     if there is not None:
         say(f"{job.url} held an unfinished ingest of other slices, or with other settings: beginning anew")

@@ -11,9 +11,9 @@ from perfuse.errors import ScanError
 from perfuse.geometry import Box, runs
 from perfuse_ingest.ingest import BEGUN
 from perfuse_ingest.measures import Measures
+from perfuse_ingest.shaping import Shaping
 from perfuse_ingest.sources import open_source
 from perfuse_ingest.sources.source import Source
-from perfuse_ingest.transforms import Shaping
 
 AT_ONCE = 64
 """Slices that are read before the bar moves."""
@@ -32,6 +32,7 @@ def source_faults(scan: Scan, source_url: str | None) -> list[str]:
     z_um, y_um, x_um = begun["source_voxel_um"]
     opened = open_source(url, level=begun["level"], allow_gaps=True)
     with Shaping.from_json(begun["shaping"]).of(opened, (z_um, y_um, x_um)) as source, ThreadPoolExecutor() as pool:
+        source.learn(pool)
         check = _planes if source.digests(0, 1, pool) is None else _slices
         return check(scan, source, pool)
 

@@ -1,7 +1,6 @@
 """Sources that change another source on the way in: a crop, a coarser voxel size, an eight-bit window."""
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,52 +16,7 @@ PLANES_AT_ONCE = 16
 """Slices that are decoded together while resampling."""
 
 
-@dataclass(frozen=True)
-class Shaping:
-    """How a source is changed before it is stored; by default not at all."""
-
-    crop: tuple[slice, slice, slice] | None = None
-    """Voxels of the source that are kept: z, y, x."""
-    target_um: float | None = None
-    """Edge of the voxels that are stored, where the source's are finer or coarser."""
-    window: tuple[float, float] | None = None
-    """Intensities that become 0 and 255."""
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is kept with a scan."""
-        crop = None if self.crop is None else [[s.start, s.stop] for s in self.crop]
-        return {"crop": crop, "target_um": self.target_um, "window": None if self.window is None else list(self.window)}
-
-    @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> "Shaping":
-        """The opposite of `as_json`."""
-        crop, window = kept["crop"], kept["window"]
-        return cls(
-            None if crop is None else tuple(slice(*ends) for ends in crop),  # type: ignore[arg-type]
-            kept["target_um"],
-            None if window is None else (window[0], window[1]),
-        )
-
-    def origin_um(self, voxel_size_um: Spacing) -> Spacing:
-        """Centre of the first voxel that is stored, from that of the source's first voxel: z, y, x."""
-        start = [0, 0, 0] if self.crop is None else [s.start or 0 for s in self.crop]
-        z, y, x = (
-            a * v + (0.0 if self.target_um is None else (self.target_um - v) / 2)
-            for a, v in zip(start, voxel_size_um, strict=True)
-        )
-        return z, y, x
-
-    def of(self, source: Source, voxel_size_um: Spacing) -> Source:
-        """The source as it will be stored. Raises SourceError for a crop or window that cannot be."""
-        if self.crop is not None:
-            cut = [s.indices(n)[:2] for s, n in zip(self.crop, source.shape_zyx, strict=True)]
-            source = Cropped(source, Box(index3([a for a, _ in cut]), index3([b for _, b in cut])))
-        if self.target_um is not None:
-            source = Resampled(source, voxel_size_um, self.target_um)
-        return source if self.window is None else Windowed(source, self.window)
-
-
-class _Changed(Source):
+class Changed(Source):
     """What stays as it was."""
 
     def __init__(self, inner: Source) -> None:
@@ -70,15 +24,24 @@ class _Changed(Source):
         self._inner = inner
         self.url, self.names, self.shape_zyx, self.dtype = inner.url, inner.names, inner.shape_zyx, inner.dtype
         self.identity, self.largest_bytes, self.cuts_rows = inner.identity, inner.largest_bytes, inner.cuts_rows
-        self.passed_over, self.missing, self.voxel_size_um = inner.passed_over, inner.missing, inner.voxel_size_um
+        self.passes, self.passed_over, self.missing = inner.passes, inner.passed_over, inner.missing
+        self.voxel_size_um = inner.voxel_size_um
         self._files.enter_context(inner)
+
+    def learn(self, pool: Executor) -> None:
+        """See Source."""
+        self._inner.learn(pool)
+
+    def slices_of(self, start: int, stop: int) -> range:
+        """See Source."""
+        return self._inner.slices_of(start, stop)
 
     def digests(self, start: int, stop: int, pool: Executor) -> list[bytes] | None:
         """See Source."""
         return self._inner.digests(start, stop, pool)
 
 
-class Cropped(_Changed):
+class Cropped(Changed):
     """The voxels inside a box."""
 
     def __init__(self, inner: Source, box: Box) -> None:
@@ -106,7 +69,7 @@ class Cropped(_Changed):
         return self._inner.digests(first + start, first + stop, pool)
 
 
-class Windowed(_Changed):
+class Windowed(Changed):
     """Eight bits: a window of intensities, mapped linearly and rounded half up; what lies outside is 0 or 255."""
 
     def __init__(self, inner: Source, window: tuple[float, float]) -> None:
@@ -131,10 +94,6 @@ class Windowed(_Changed):
         list(pool.map(fill, range(len(voxels))))
         return mapped
 
-    def slices_of(self, start: int, stop: int) -> range:
-        """See Source."""
-        return self._inner.slices_of(start, stop)
-
     def read(self, box: Box, pool: Executor) -> tuple[Voxels, list[bytes] | None]:
         """See Source."""
         voxels, digests = self._inner.read(box, pool)
@@ -145,7 +104,7 @@ class Windowed(_Changed):
         return self._window(self._inner.rows(box, pool), pool)
 
 
-class Resampled(_Changed):
+class Resampled(Changed):
     """Cubic voxels of another size: trilinear interpolation, over a window as wide as the larger voxel.
 
     Where voxels become coarser, the triangle of the interpolation is as much wider, which is the low-pass that keeps

@@ -145,6 +145,13 @@ def write_json(url: str, value: Any) -> None:
     write_bytes(url, json.dumps(value, indent=2, sort_keys=True).encode())
 
 
+def remove_leftovers(url: str) -> None:
+    """Remove what killed writers left of files that they had not finished, on a disk; a store keeps none."""
+    if not is_remote(url):
+        for path in local_path(url).rglob("*.partial"):
+            path.unlink()
+
+
 def remove_tree(url: str) -> None:
     """Remove a folder and all in it, if it is there."""
     with reaching(url):

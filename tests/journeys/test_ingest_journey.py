@@ -57,7 +57,7 @@ def test_a_phantom_becomes_a_scan(tmp_path: Path) -> None:
     assert (human["name"], human["kind"], human["coverage"]) == ("human", "dense", 1.0)
     assert human["foreground"] == pytest.approx((truth > 0).mean())
     assert [s["id"] for s in as_json("scan", "ls", str(scans))["scans"]] == ["p1"]
-    assert as_json("scan", "verify", url)["damaged"] == []
+    assert as_json("scan", "verify", url)["faults"] == []
     for words in (["scan", "show", url], ["scan", "ls", str(scans)]):
         assert "p1" in perfuse(*words).stdout
 
@@ -82,7 +82,7 @@ def test_labels_of_a_part_are_added_later_and_damage_is_named(tmp_path: Path) ->
     [
         (["ingest", "{0}", "{0}/a.ome.zarr", "--voxel-size-um", "0"], "A voxel size is one number or Z,Y,X"),
         (["ingest", "{0}/none", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "none does not exist"),
-        (["ingest", "{0}", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "holds no TIFF slices"),
+        (["ingest", "{0}", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "holds no slices"),
         (["ingest", "s3://nowhere/slices", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "Cannot reach the store"),
     ],
 )
@@ -126,7 +126,7 @@ def test_from_and_to_an_object_store(tmp_path: Path, s3_url: str) -> None:
     truth = np.stack([tifffile.imread(p) for p in sorted((slices / "labels").glob("*.tif"))])
     np.testing.assert_array_equal(scan.image[:], image)
     np.testing.assert_array_equal(scan.label("human")[:], truth)
-    assert as_json("scan", "verify", url)["damaged"] == []
+    assert as_json("scan", "verify", url)["faults"] == []
     listed = as_json("scan", "ls", f"{s3_url}/scans")["scans"]
     assert [s["id"] for s in listed] == ["p1"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(listed)

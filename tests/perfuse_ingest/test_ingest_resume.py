@@ -1,5 +1,7 @@
 """Killed anywhere, an ingest goes on where it stopped, and ends with the bytes of one that was never disturbed."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,16 +102,23 @@ def test_an_unfinished_ingest_of_something_else_is_begun_anew(
     assert stored_bytes(url) == undisturbed
 
 
-def test_kill_9_in_the_middle(tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes) -> None:
-    url = tmp_path / "k1.ome.zarr"
-    script = (
+def slow_ingest(source: Path, url: Path) -> str:
+    return (
         "import time\nfrom perfuse_ingest.ingest import ingest\nfrom perfuse_ingest.sources.stack import Stack\n"
         "real = Stack.slice_into\n"
         "def slowly(stack, *what):\n    time.sleep(0.01)\n    return real(stack, *what)\n"
         "Stack.slice_into = slowly\n"
         f"ingest({str(source)!r}, {str(url)!r}, voxel_size_um=(50, 50, 50), specimen='k1', organ='kidney')\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+
+
+def run_cli(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "perfuse.cli", *words], capture_output=True, text=True, check=False)
+
+
+def test_kill_9_in_the_middle(tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes) -> None:
+    url = tmp_path / "k1.ome.zarr"
+    child = subprocess.Popen([sys.executable, "-c", slow_ingest(source, url)], stderr=subprocess.DEVNULL)
     marks = url / "perfuse/done/0/c"
     deadline = time.monotonic() + 120
     while not (marks.exists() and any(marks.rglob("0"))) and time.monotonic() < deadline:
@@ -121,9 +130,50 @@ def test_kill_9_in_the_middle(tmp_path: Path, source: Path, undisturbed: dict[st
     done = [p for p in marks.rglob("0") if p.is_file()]
     assert 0 < len(done) < 6
     ingest(str(source), str(url), **ABOUT)
-    found = {name: digest for name, digest in stored_bytes(url).items() if not name.endswith(".partial")}
-    assert found == undisturbed
+    assert stored_bytes(url) == undisturbed
     assert verify(str(url)).faults == []
+
+
+def test_kill_9_at_ten_random_moments(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes
+) -> None:
+    rng, reached = np.random.default_rng(), set()
+    for k in range(10):
+        url = tmp_path / str(k) / "k1.ome.zarr"
+        child = subprocess.Popen([sys.executable, "-c", slow_ingest(source, url)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (url / "zarr.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(wait := rng.uniform(0, 2))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        reached.add(len(list((url / "perfuse/done/0/c").rglob("0"))))
+        ingest(str(source), str(url), **ABOUT)
+        assert stored_bytes(url) == undisturbed, f"killed {wait:.3f} s after the group was there"
+        shutil.rmtree(url)
+    assert len(reached) > 2, "the moments differed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_one_message_and_resumes(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str], stored_bytes: Bytes
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine does not let a disk be mounted")
+    words = ["ingest", str(source), str(disk / "k1.ome.zarr"), "--voxel-size-um", "50", "--no-mask"]
+    words += ["--specimen", "k1", "--organ", "kidney"]
+    try:
+        full = run_cli(words)
+        assert (full.returncode, full.stderr.count("Error: ")) == (2, 1)
+        assert "No space left on device" in full.stderr
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert run_cli(words).returncode == 0
+        assert stored_bytes(disk / "k1.ome.zarr") == undisturbed
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_two_do_not_write_one_scan(tmp_path: Path, source: Path) -> None:

@@ -13,7 +13,7 @@ from perfuse.verify import verify
 from perfuse.volumes import Layout
 from perfuse_ingest import plan as plans
 from perfuse_ingest.ingest import About, ingest, prepare
-from perfuse_ingest.transforms import Shaping
+from perfuse_ingest.shaping import Shaping
 
 Volume = np.ndarray[Any, Any]
 Bytes = Callable[[Path], dict[str, str]]

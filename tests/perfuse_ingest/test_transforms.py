@@ -13,8 +13,9 @@ from perfuse.catalog import Scan
 from perfuse.errors import SourceError
 from perfuse.geometry import Box
 from perfuse_ingest.ingest import ingest
+from perfuse_ingest.shaping import Shaping
 from perfuse_ingest.sources import open_source
-from perfuse_ingest.transforms import Resampled, Shaping
+from perfuse_ingest.transforms import Resampled
 
 Volume = np.ndarray[Any, Any]
 ABOUT: dict[str, Any] = {"specimen": "k1", "organ": "kidney"}

@@ -13,7 +13,7 @@ import pytest
 from perfuse.catalog import Scan
 from perfuse.verify import verify
 from perfuse_ingest.ingest import ingest
-from perfuse_ingest.transforms import Shaping
+from perfuse_ingest.shaping import Shaping
 
 Volume = np.ndarray[Any, Any]
 Bytes = Callable[[Path], dict[str, str]]

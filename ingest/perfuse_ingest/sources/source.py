@@ -32,6 +32,8 @@ class Source(ABC):
     """Indices of slices that are not there and read as zeros."""
     voxel_size_um: Spacing | None = None
     """Where the source states it."""
+    passes: int = 1
+    """How often each slice is decoded."""
     cuts_rows: bool = False
     """True when `rows` reads a part of a slice without decoding the rest."""
 
@@ -43,6 +45,9 @@ class Source(ABC):
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
+
+    def learn(self, pool: Executor) -> None:  # noqa: B027 - most sources need nothing
+        """Read what must be known before the first voxel can be given; for most, nothing."""
 
     def slices_of(self, start: int, stop: int) -> range:
         """Which of `names` the planes start … stop − 1 are made from; no slice belongs to two runs of planes."""

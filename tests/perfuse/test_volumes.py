@@ -48,6 +48,7 @@ def test_coarse_axes_wait_for_the_fine_ones() -> None:
 
 
 @settings(max_examples=60)
+@settings(deadline=None)
 @given(
     st.tuples(*[st.integers(1, 7)] * 3),
     st.tuples(*[st.sampled_from([1, 2])] * 3),

@@ -263,7 +263,7 @@ def test_stopped_at_any_write_the_same_call_gives_the_same_bytes(
     with crashing(monkeypatch, -1, after=False) as writes:
         add(part, PART, author="Ada")
     seen = set()
-    assert len(writes) > 20
+    assert len(writes) >= 20
     for at in range(len(writes)):
         again()
         with crashing(monkeypatch, at, after=after), pytest.raises(Crash):

@@ -9,7 +9,7 @@ where a coarser slab needs their halves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from perfuse import volumes
+from perfuse import storage, volumes
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, index3, runs
 from perfuse.shards import ShardFormat
@@ -31,6 +31,8 @@ from perfuse_ingest.tally import Tally
 
 Planes = npt.NDArray[Any]
 Key = tuple[int, int]
+STORED_AT_ONCE = 8
+"""Shards on their way to an object store."""
 
 
 @dataclass
@@ -93,8 +95,13 @@ class Pass:
 
     @cached_property
     def pool(self) -> Executor:
-        """Threads that decode slices and write shards."""
+        """Threads that decode slices and encode shards."""
         return ThreadPoolExecutor(self.plan.threads)
+
+    @cached_property
+    def writers(self) -> Executor:
+        """Threads that store shards: on a disk or, waiting for answers, in an object store."""
+        return ThreadPoolExecutor(STORED_AT_ONCE if storage.is_remote(self.scan_url) else self.plan.threads)
 
     def todo(self) -> set[Key]:
         """Slabs whose shards are missing, torn or not yet written."""
@@ -118,23 +125,26 @@ class Pass:
             tally = self._tally(slab)
             tally.add(voxels)
             tally.store(self.measures, digests or [])
-        self.marks[slab.level].mark(slab.index, self._write(slab.level, slab.box, voxels))
+        stored = self._write(slab.level, slab.box, voxels)
+        halves = halve_in_bands(self.pool, voxels, self.levels[slab.level + 1].factor_zyx) if halves_wanted else None
+        self.marks[slab.level].mark(slab.index, _joined(stored))
         if slab.level == 0:
             self.advance(slab.box.shape[0])
-        return halve_in_bands(self.pool, voxels, self.levels[slab.level + 1].factor_zyx) if halves_wanted else None
+        return halves
 
     def do_in_bands(self, slab: Slab) -> None:
         """Make one slab of level 0, a row of shards after the other."""
-        digests = b""
+        digests, stored = b"", list[Future[bytes]]()
         with self._rows_of(slab) as (rows, of_slices):
             tally = self._tally(slab)
             for start, stop in runs(slab.box.stop[1], self.forms[0].shard_zyx[1]):
                 band = Box((slab.box.start[0], start, 0), (slab.box.stop[0], stop, slab.box.stop[2]))
                 voxels = rows(band)
                 tally.add(voxels)
-                digests += self._write(0, band, voxels)
+                digests += _joined(stored)
+                stored = self._write(0, band, voxels)
         tally.store(self.measures, of_slices or [])
-        self.marks[0].mark(slab.index, digests)
+        self.marks[0].mark(slab.index, digests + _joined(stored))
         self.advance(slab.box.shape[0])
 
     @contextmanager
@@ -159,9 +169,8 @@ class Pass:
             start = index3([a * f for a, f in zip(shard.start, factor, strict=True)])
             stop = index3([b * f for b, f in zip(shard.stop, factor, strict=True)])
             above = Box(start, stop).intersect(Box.whole(self.levels[slab.level - 1].shape_zyx))
-            digests += self._write(
-                slab.level, shard, self.stored_halves(replace(slab, level=slab.level - 1, box=above))
-            )
+            halves = self.stored_halves(replace(slab, level=slab.level - 1, box=above))
+            digests += _joined(self._write(slab.level, shard, halves))
         self.marks[slab.level].mark(slab.index, digests)
 
     def stored_halves(self, part: Slab) -> Planes:
@@ -185,11 +194,18 @@ class Pass:
     def _tally(self, slab: Slab) -> Tally:
         return Tally(self.pool, slab, self.source.dtype, self.forms[0].chunk_zyx)
 
-    def _write(self, level: int, box: Box, voxels: Planes) -> bytes:
+    def _write(self, level: int, box: Box, voxels: Planes) -> list[Future[bytes]]:
+        """Encode the shards of a box; the digests of each come when it is stored."""
         form = self.forms[level]
-        return b"".join(
-            self.pool.map(lambda b: form.write(b, voxels[b.relative_to(box.start).slices]), form.shards(box))
-        )
+
+        def write(shard: Box) -> Future[bytes]:
+            return self.writers.submit(form.store, shard, form.encode(voxels[shard.relative_to(box.start).slices]))
+
+        return list(self.pool.map(write, form.shards(box)))
+
+
+def _joined(stored: list[Future[bytes]]) -> bytes:
+    return b"".join(digest.result() for digest in stored)
 
 
 def halve_in_bands(pool: Executor, voxels: Planes, factor_zyx: tuple[int, int, int]) -> Planes:

@@ -71,11 +71,12 @@ class ShardFormat:
         return [b.shifted(box.start) for b in blocks(box.shape, self.shard_zyx)]
 
     def write(self, box: Box, voxels: Voxels) -> bytes:
-        """Store one shard, in place of any that is there; returns the digest of its bytes.
+        """Encode and store one shard; see both."""
+        return self.store(box, self.encode(voxels))
 
-        voxels: [z, y, x] of the shard's box, cut off at the volume's end.
-        """
-        parts, url = self.encode(voxels), storage.join(self.url, self.key(box))
+    def store(self, box: Box, parts: list[bytes]) -> bytes:
+        """Store an encoded shard, in place of any that is there; returns the digest of its bytes."""
+        url = storage.join(self.url, self.key(box))
         if parts:
             storage.write_parts(url, parts)
         else:
@@ -90,7 +91,10 @@ class ShardFormat:
             return digest()
 
     def encode(self, voxels: Voxels) -> list[bytes]:
-        """The bytes of a shard, in parts; none when all voxels are 0."""
+        """The bytes of a shard, in parts; none when all voxels are 0.
+
+        voxels: [z, y, x] of the shard's box, cut off at the volume's end.
+        """
         grid = [s // c for s, c in zip(self.shard_zyx, self.chunk_zyx, strict=True)]
         index = np.full((*grid, 2), _ABSENT, "<u8")
         parts: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The verbs of the ingest room: phantom, ingest, labels add, hoa ls."""
+"""The verbs of the ingest room: phantom, ingest, labels add, hoa ls, mask."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from perfuse.errors import SourceError
 from perfuse.geometry import Index3, Spacing, index3
-from perfuse_ingest import hoa_commands
+from perfuse_ingest import hoa_commands, organ_commands
 
 
 def parse_voxel_size(text: str) -> Spacing:
@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     labels.callback()(lambda: None)
     app.add_typer(labels, name="labels")
     hoa_commands.register(app)
+    organ_commands.register(app)
 
 
 def phantom(

@@ -21,7 +21,7 @@ IMAGE_LABEL = {
 }
 """How a viewer shows a label, and of which image it is: metadata of OME-Zarr."""
 
-
+_MADE_BY = "made_by"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -108,9 +108,19 @@ def _level(group: zarr.Group, level: int) -> zarr.Array[Any]:
     return array
 
 
+def made_by_program(verb: str) -> dict[str, str]:
+    """What the lineage of a label holds that a program made without a model, and that a person's may replace."""
+    return {_MADE_BY: verb}
+
+
+def given_by_person(info: LabelInfo) -> bool:
+    """True for labels that no program overwrites."""
+    return info.model is None and info.kind != "soft" and _MADE_BY not in info.lineage
+
+
 def _refuse_human(existing: Any, name: str, scan_url: str) -> None:
     summary = existing.attrs.get("perfuse") if isinstance(existing, zarr.Group) else None
-    if isinstance(summary, dict) and summary.get("kind") in ("dense", "sparse"):
+    if isinstance(summary, dict) and given_by_person(LabelInfo.model_validate(summary)):
         raise ScanError(
             f"Label {name!r} of {scan_url} was given by a person and differs from what would be written; it is not "
             "overwritten. Choose another name."

@@ -229,7 +229,8 @@ def prepare(
     device = best_device()
     precision = resolve_precision(forward.precision, device)
     kept = scan.label_info(keep).digest if keep is not None else ""
-    key = storage.digest_json([scan.info.digest, bundle.forward_digest(), precision, device, kept])
+    voxels = [scan.info.digest, *scan.organ_identity]
+    key = storage.digest_json([*voxels, bundle.forward_digest(), precision, device, kept])
     return Prediction(
         scan_url=scan.url, output=output, key=key, forward=forward, precision=precision, device=device, keep=keep
     )

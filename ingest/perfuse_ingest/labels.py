@@ -10,6 +10,7 @@ from perfuse.console import progress, say
 from perfuse.errors import SourceError
 from perfuse.geometry import Box, Index3
 from perfuse.labels import LabelWriter, check_name, writer_for
+from perfuse.upkeep import refresh
 from perfuse_ingest.mask_sources import Mask, MaskSource, open_masks
 
 
@@ -30,8 +31,15 @@ def add_labels(
     source: TIFF masks of {0, 1}, {0, 254} or {0, 255} (one a slice, or multi-page), or a NIfTI, HDF5 or Zarr mask.
     at_zyx: where the first voxel of a part lies; outside the part the label is unknown.
     coverage: share of the vessels that is marked; below 1 the label is sparse: what is not marked is unknown.
+    A label `organ` takes the place of one that the program made.
     Raises ShapeMismatchError; SourceError for other values, or no vessel at all; ScanError when the name is taken or cannot be one.
     """
+    info = _add(scan_url, source, name, at_zyx, coverage)
+    refresh(scan_url)
+    return info
+
+
+def _add(scan_url: str, source: str, name: str, at_zyx: Index3 | None, coverage: float) -> LabelInfo:
     check_request(name, coverage)
     scan = Scan.open(scan_url)
     with open_masks(source) as masks, locks.writing(scan.url, f"label-{name}"), storage.reaching(scan.url):

@@ -19,7 +19,9 @@ def mask(scan_url: Annotated[str, typer.Argument(help="The scan.")]) -> None:
     Example: perfuse mask scans/kidney1.ome.zarr
     """
     from perfuse.console import results
+    from perfuse.upkeep import refresh
     from perfuse_ingest.organ import mask_organ
 
     info = mask_organ(scan_url)
+    refresh(scan_url)
     results.print(f"{scan_url}: {info.foreground:.1%} is organ: {info.lineage['how']}", soft_wrap=True)

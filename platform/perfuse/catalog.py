@@ -140,6 +140,10 @@ class Scan:
         self.label_info(name)
         return array_of(self.group, f"labels/{name}/0")
 
+    def label_level(self, name: str, level: int) -> zarr.Array[Any]:
+        """A level of a label; each has the shape of the image's level of that number."""
+        return array_of(self.group, f"labels/{name}/{level}")
+
     def read_image(self, box: Box) -> npt.NDArray[Any]:
         """Voxels of the image inside a box, [z, y, x]; ScanError when a stored chunk is damaged."""
         return self._read(self.image, box)

@@ -28,7 +28,9 @@ def refresh(scan: Scan) -> None:
     chunk = index3(scan.image.chunks)
     total = np.zeros(intensity.bins(np.dtype(scan.info.dtype)), np.int64)
     shares = np.zeros([-(-n // c) for n, c in zip(scan.shape_zyx, chunk, strict=True)], np.uint32)
-    cuts = list(blocks(scan.shape_zyx, index3([c * m for c, m in zip(chunk, (1, BLOCK_CHUNKS, BLOCK_CHUNKS), strict=True)])))
+    cuts = list(
+        blocks(scan.shape_zyx, index3([c * m for c, m in zip(chunk, (1, BLOCK_CHUNKS, BLOCK_CHUNKS), strict=True)]))
+    )
     with progress(f"organ of {scan.info.id}, blocks", len(cuts)) as advance:
         for box, (counts, voxels) in zip(cuts, _measured(scan, cuts, chunk), strict=True):
             total += counts
@@ -62,7 +64,7 @@ def _chunk_sums(inside: npt.NDArray[np.bool_], chunk: Index3) -> Shares:
     return np.asarray(sums, np.uint32)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def count_inside(numbers: npt.NDArray[Any], inside: npt.NDArray[np.bool_], counts: measured.Counts) -> None:
     """Add up how often each number stands where `inside` is true: [z, y, x] both."""
     for z in range(numbers.shape[0]):
@@ -80,6 +82,8 @@ def _store(scan: Scan, counts: measured.Counts, shares: Shares) -> None:
 
 
 def _create(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> zarr.Array[Any]:
-    array = group.create_array(name, shape=values.shape, chunks=values.shape, dtype=values.dtype, fill_value=0, overwrite=True)
+    array = group.create_array(
+        name, shape=values.shape, chunks=values.shape, dtype=values.dtype, fill_value=0, overwrite=True
+    )
     array[...] = values
     return array

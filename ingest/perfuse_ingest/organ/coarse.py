@@ -47,10 +47,11 @@ class Coarse:
     def blur(self, values: npt.NDArray[Any], inside: Mask, sigma: float) -> Values:
         """Gaussian mean of the values inside a mask; far from it 0."""
         weight = inside.astype(np.float32)
-        return self._gauss(values * weight, sigma) / np.maximum(self._gauss(weight, sigma), np.float32(1e-6))
+        near = np.maximum(self._gauss(weight, sigma), np.float32(1e-6))
+        return np.divide(self._gauss(values * weight, sigma), near, dtype=np.float32)
 
     def _gauss(self, values: npt.NDArray[Any], sigma: float) -> Values:
-        return np.asarray(ndimage.gaussian_filter(values, sigma * self.per_unit, mode="nearest", truncate=3))
+        return np.asarray(ndimage.gaussian_filter(values, sigma * self.per_unit, mode="reflect", truncate=3))
 
     def depth(self, mask: Mask) -> npt.NDArray[np.float64]:
         """Distance of each voxel from what is not in the mask, 0 outside; what lies beyond the volume does not count."""
@@ -59,8 +60,11 @@ class Coarse:
         return np.asarray(ndimage.distance_transform_edt(mask, sampling=1 / self.per_unit))
 
     def opened(self, mask: Mask, radius: float) -> Mask:
-        """What a ball of this radius covers that stays inside the mask."""
-        return np.asarray(self.depth(~(self.depth(mask) > radius)) <= radius)
+        """What a ball of this radius covers that stays inside the mask; beyond the volume all is as at its faces."""
+        around = [(int(np.ceil(radius * n)) + 1,) * 2 for n in self.per_unit]
+        wide = np.pad(mask, around, mode="edge")
+        covered = self.depth(~(self.depth(wide) > radius)) <= radius
+        return np.asarray(covered[tuple(slice(a, -b) for a, b in around)])
 
     def closed(self, mask: Mask, radius: float) -> Mask:
         """The mask and all gaps that a ball of this radius does not enter."""
@@ -96,4 +100,4 @@ def radius_in(plane: Mask) -> npt.NDArray[np.float64]:
         used = np.flatnonzero(plane.any(axis=1 - axis))
         half = (used[-1] - used[0] + 1) / 2
         offsets.append((np.arange(plane.shape[axis]) - (used[0] + used[-1]) / 2) / half)
-    return np.hypot(offsets[0][:, None], offsets[1][None])
+    return np.asarray(np.hypot(offsets[0][:, None], offsets[1][None]))

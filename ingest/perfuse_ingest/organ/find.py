@@ -77,7 +77,7 @@ def _calm(coarse: Coarse) -> Mask | None:
 
 def _rough(coarse: Coarse, detail: Values, grain: float) -> Values:
     """Logarithm of the local variance."""
-    return np.log(coarse.blur(detail, coarse.field, WINDOW * grain) + np.float32(1e-20))
+    return np.asarray(np.log(coarse.blur(detail, coarse.field, WINDOW * grain) + np.float32(1e-20)))
 
 
 def _calmest(rough: npt.NDArray[Any]) -> tuple[float, float]:

@@ -47,7 +47,12 @@ def _label(scan: Scan) -> LabelInfo:
     level = _level(scan)
     found = find_organ(np.asarray(scan.level(level)[:]), writer.levels[level].scale_um)
     _write(writer, found, _factor(writer, level))
-    lineage: dict[str, Any] = {**made_by_program("perfuse mask"), "level": level, "how": found.how, "perfuse": __version__}
+    lineage: dict[str, Any] = {
+        **made_by_program("perfuse mask"),
+        "level": level,
+        "how": found.how,
+        "perfuse": __version__,
+    }
 
     def info(foreground: float, digest: str) -> LabelInfo:
         return LabelInfo(

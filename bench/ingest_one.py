@@ -91,7 +91,7 @@ def perfuse(paths: list[Path], out: str, same: bool) -> Work:
     from perfuse_ingest.ingest import ingest
 
     layout = Layout("zstd", 3, "shuffle", EDGE, (1, 4, 4)) if same else LAYOUT
-    about = {"voxel_size_um": (UM, UM, UM), "specimen": "k", "organ": "kidney"}
+    about = {"voxel_size_um": (UM, UM, UM), "specimen": "k", "organ": "kidney", "mask": False}
     with tempfile.TemporaryDirectory() as small:  # loads what is compiled, which counts as importing
         (Path(small) / "slices").mkdir()
         for path in paths[:2]:

@@ -1,4 +1,4 @@
-"""The verbs of the ingest room: phantom, ingest; those of labels and of the atlas are beside."""
+"""The verbs of the ingest room: phantom, ingest; those of labels, organ mask and atlas are beside."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from perfuse.errors import SourceError
 from perfuse.geometry import Index3, Spacing, index3
-from perfuse_ingest import hoa_commands
+from perfuse_ingest import hoa_commands, organ_commands
 
 
 def parse_voxel_size(text: str) -> Spacing:
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command()(ingest)
     register_labels(app)
     hoa_commands.register(app)
+    organ_commands.register(app)
 
 
 def phantom(
@@ -115,6 +116,10 @@ def ingest(
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Store missing slices as zeros, and record which they are.")
     ] = False,
+    mask: Annotated[
+        bool,
+        typer.Option("--mask/--no-mask", help="Find the organ; percentiles, training and scores then mean the organ."),
+    ] = True,
     repair: Annotated[
         bool, typer.Option("--repair", help="Check a complete scan and write again what is damaged.")
     ] = False,
@@ -162,6 +167,7 @@ def ingest(
         allow_gaps=allow_gaps,
         scheduler=scheduler,
         repair=repair,
+        mask=mask,
     )
     results.print(
         f"{scan_url}: {' × '.join(map(str, info.shape_zyx))} {info.dtype}, {info.digest[:12]}", soft_wrap=True

@@ -13,11 +13,14 @@ from perfuse.catalog import SUFFIX, Scan, ScanInfo
 from perfuse.console import progress, say
 from perfuse.errors import PlanError, ScanError, SourceError
 from perfuse.geometry import Spacing, index3
+from perfuse.labels import given_by_person
+from perfuse.upkeep import refresh
 from perfuse.volumes import LAYOUT, Layout, Level
 from perfuse_ingest import hoa
 from perfuse_ingest.labels import add_labels, check_request
 from perfuse_ingest.mask_sources import open_masks
 from perfuse_ingest.measures import Measures
+from perfuse_ingest.organ import mask_organ
 from perfuse_ingest.plan import IngestPlan, plan, slab_tree
 from perfuse_ingest.schedulers import Rates, check_scheduler, default_scheduler, run
 from perfuse_ingest.shaping import Shaping
@@ -76,13 +79,14 @@ def ingest(
     allow_gaps: bool = False,
     scheduler: str | None = None,
     repair: bool = False,
+    mask: bool = True,
 ) -> ScanInfo:
     """Ingest a source, and labels if given. The same call resumes a killed one, and does nothing when all is done.
 
     source: a stack of slices or a volume, see `open_source`, or hoa:NAME of the Human Organ Atlas; uint8, uint16 or
     float32. level: of a volume with several. voxel_size_um: z, y, x of the source's voxels.
     labels, labels_name, coverage: as in `add_labels`. scheduler: see `schedulers.run`. repair: check a complete scan, too, and
-    write again what differs from what was written.
+    write again what differs from what was written. mask: find the organ, for whatever follows to mean the organ.
     Raises SourceError or SliceError for bad slices, ShapeMismatchError for labels of another shape, ScanError when the
     URL holds something else, BusyError when somebody else writes it, PlanError when a slab does not fit in memory.
     """
@@ -100,7 +104,11 @@ def ingest(
                 masks.box_in(job.source.shape_zyx, None)
         with storage.reaching(job.url), locks.writing(job.url):
             info = _ingest_image(job, scheduler, repair=repair)
-    if labels is not None:
+    if mask:
+        _mask(job.url)
+    if labels is None:
+        refresh(job.url)
+    else:
         try:
             add_labels(job.url, labels, name=labels_name, coverage=coverage)
         except SourceError as error:
@@ -108,6 +116,12 @@ def ingest(
                 f"{error} The image of {job.url} is complete: mend the mask and run the same again."
             ) from error
     return info
+
+
+def _mask(url: str) -> None:
+    organ = Scan.open(url).organ
+    if organ is None or not given_by_person(organ):
+        mask_organ(url)
 
 
 def prepare(

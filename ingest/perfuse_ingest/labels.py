@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from perfuse import __version__, locks, storage
-from perfuse.catalog import LabelInfo, Scan
+from perfuse.catalog import ORGAN, LabelInfo, Scan
 from perfuse.console import progress, say
 from perfuse.errors import ScanError, SourceError
 from perfuse.geometry import Box, Index3
 from perfuse.label_updates import LabelUpdate, discard_stage, roll_forward
-from perfuse.labels import LabelWriter, check_name, writer_for
+from perfuse.labels import LabelWriter, check_name, given_by_person, writer_for
+from perfuse.upkeep import refresh
 from perfuse.validity import LabelBox, summary
 from perfuse_ingest.mask_sources import Mask, MaskSource, open_masks
 from perfuse_ingest.placing import place
@@ -44,9 +45,18 @@ def add_labels(
         its slices say. Outside all parts that were given, the label is unknown.
     coverage: share of the vessels that is marked; below 1 the box is sparse: what is not marked in it is unknown.
     author: who made it; kept with the box.
-    Raises ShapeMismatchError; SourceError for other values, no vessel at all, or a place that is not known; ScanError when the
-    name cannot be one, or is taken and the mask is for the whole scan.
+    A mask of the whole organ takes the place of one that the program found. Raises ShapeMismatchError; SourceError for
+    other values, no vessel at all, or a place that is not known; ScanError when the name cannot be one, or is taken and the
+    mask is for the whole scan.
     """
+    info = _add(scan_url, source, name, at_zyx, coverage, author)
+    refresh(scan_url)
+    return info
+
+
+def _add(
+    scan_url: str, source: str, name: str, at_zyx: Index3 | None, coverage: float, author: str | None
+) -> LabelInfo:
     check_request(name, coverage)
     scan = Scan.open(scan_url)
     with _opened(source, scan) as masks, locks.writing(scan.url, f"label-{name}"), storage.reaching(scan.url):
@@ -59,7 +69,7 @@ def add_labels(
             [scan.info.digest, masks.identity, box.start, box.stop, coverage] + [author] * bool(author)
         )
         there = scan.labels().get(name)
-        if there is None:
+        if there is None or (name == ORGAN and box == Box.whole(scan.shape_zyx) and not given_by_person(there)):
             return _first(writer_for(scan, name, key), masks, box, about)
         if any(given.key == key for given in scan.label_boxes(name)):
             discard_stage(scan.url, name)

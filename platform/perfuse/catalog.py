@@ -8,10 +8,11 @@ import numpy.typing as npt
 import zarr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from perfuse import intensity, storage, volumes
+from perfuse import intensity, measured, storage, volumes
 from perfuse.console import say
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, Spacing
+from perfuse.measured import array_of
 from perfuse.validity import Kind, LabelBox, identity
 
 SUFFIX = ".ome.zarr"
@@ -113,7 +114,11 @@ class Scan:
     @property
     def image(self) -> zarr.Array[Any]:
         """Level 0 of the image."""
-        return _array(self.group, "0")
+        return array_of(self.group, "0")
+
+    def level(self, level: int) -> zarr.Array[Any]:
+        """A level of the image; 0 is the finest."""
+        return array_of(self.group, str(level))
 
     @property
     def levels(self) -> int:
@@ -162,7 +167,11 @@ class Scan:
     def label(self, name: str) -> zarr.Array[Any]:
         """Level 0 of a label: uint8, p = value / 255."""
         self.label_info(name)
-        return _array(self.group, f"labels/{name}/0")
+        return array_of(self.group, f"labels/{name}/0")
+
+    def label_level(self, name: str, level: int) -> zarr.Array[Any]:
+        """A level of a label; each has the shape of the image's level of that number."""
+        return array_of(self.group, f"labels/{name}/{level}")
 
     def read_image(self, box: Box) -> npt.NDArray[Any]:
         """Voxels of the image inside a box, [z, y, x]; ScanError when a stored chunk is damaged."""
@@ -181,20 +190,42 @@ class Scan:
                 f"Say: perfuse scan verify {self.url}"
             ) from error
 
+    @property
+    def organ(self) -> LabelInfo | None:
+        """The label that says where the organ is; None: it was not marked, and counts as everywhere."""
+        return self.labels().get(ORGAN)
+
+    @property
+    def organ_identity(self) -> list[str]:
+        """Digests of the image and of the organ mask: what statistics inside the organ follow from. Empty without a mask."""
+        organ = self.organ
+        return [] if organ is None else [self.info.digest, organ.digest]
+
     def histogram(self) -> npt.NDArray[np.int64]:
-        """Exact counts per intensity of level 0: 256 bins for uint8, 65,536 for uint16."""
-        return np.asarray(_array(self.group, "perfuse/histogram")[:], np.int64)
+        """Exact counts per bin of intensity (see `intensity`), inside the organ where it is marked, else of all voxels.
+
+        ScanError when the organ mask was changed after its statistics were made.
+        """
+        made_from = self.organ_identity
+        if not made_from:
+            return measured.everywhere(self.group)
+        return measured.inside_organ(self.group, made_from, measured.ORGAN_HISTOGRAM, self.url)
 
     def percentile(self, percent: float) -> float:
-        """The intensity below or at which `percent` % of all voxels lie, from the histogram: exact for integers."""
+        """The intensity below or at which `percent` % of the voxels lie that `histogram` counts: exact for integers."""
         return intensity.percentile(self.histogram(), np.dtype(self.info.dtype), percent)
 
     def slice_names(self) -> tuple[str, ...]:
         """The names of the slices that the image was made from, in order; empty when they were not kept."""
         if "perfuse/slice_names" not in self.group:
             return ()
-        rows = np.asarray(_array(self.group, "perfuse/slice_names")[:], np.uint8)
+        rows = np.asarray(array_of(self.group, "perfuse/slice_names")[:], np.uint8)
         return tuple(row.tobytes().rstrip(b"\0").decode() for row in rows)
+
+    def organ_share(self) -> npt.NDArray[np.int64] | None:
+        """How many voxels of each chunk of level 0 are organ: [layers, rows, columns]; None where it is not marked."""
+        made_from = self.organ_identity
+        return measured.inside_organ(self.group, made_from, measured.ORGAN_SHARE, self.url) if made_from else None
 
     def read_known(self, name: str, box: Box, values: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.bool_]:
         """Where a label is known inside `box`: bool[z, y, x]; what the last of the label's boxes over each voxel says.
@@ -244,13 +275,6 @@ def _validated(kind: type[Summary], summary: dict[str, Any], where: str) -> Summ
             f"The summary of {where} is not one that this version of perfuse reads: {error.errors()[0]['msg']} "
             f"({'.'.join(map(str, error.errors()[0]['loc']))}). Use the version that made it, or make it again."
         ) from error
-
-
-def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
-    found = group.get(path)
-    if not isinstance(found, zarr.Array):
-        raise ScanError(f"{group.store_path} lacks the array {path}: the scan is damaged. Ingest it again.")
-    return found
 
 
 def _group(group: zarr.Group, path: str) -> zarr.Group:

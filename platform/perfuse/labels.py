@@ -25,6 +25,7 @@ IMAGE_LABEL = {
 NEXT = "perfuse_next"
 """Attribute of a label into which a box is being put: the summary that it will have. It has no other meanwhile."""
 
+_MADE_BY = "made_by"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -123,13 +124,24 @@ def level_of(group: zarr.Group, level: int) -> zarr.Array[Any]:
     return array
 
 
+def made_by_program(verb: str) -> dict[str, str]:
+    """What the lineage of a label holds that a program made without a model, and that a person's may replace."""
+    return {_MADE_BY: verb}
+
+
+def given_by_person(info: LabelInfo) -> bool:
+    """True for labels in which people had a hand: no program overwrites them."""
+    return info.model is None and _MADE_BY not in info.lineage
+
+
 def _refuse_human(existing: Any, name: str, scan_url: str, key: str) -> None:
     """ScanError when a label is there in which people had a hand, unless it was made from `key`."""
     there = existing.attrs.asdict() if isinstance(existing, zarr.Group) else {}
     summary = there.get("perfuse", there.get(NEXT))
-    if not isinstance(summary, dict) or summary.get("model") is not None:
+    if not isinstance(summary, dict):
         return
-    if (summary.get("key") or there.get("perfuse_key")) != key:
+    info = LabelInfo.model_validate(summary)
+    if given_by_person(info) and (info.key or there.get("perfuse_key")) != key:
         raise ScanError(
             f"Label {name!r} of {scan_url} was given by a person and differs from what would be written; it is not "
             "overwritten. Choose another name; a part of it is corrected by `perfuse labels add … --at Z,Y,X`."

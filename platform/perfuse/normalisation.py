@@ -1,4 +1,4 @@
-"""One normalisation for training, inference and serving: between two percentiles of the whole scan."""
+"""One normalisation for training, inference and serving: between two percentiles of the organ."""
 
 from typing import Any
 

@@ -27,7 +27,8 @@ def _errors(image: Plane, truth: Plane, found: Plane) -> Plane:
     return colours
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG: the same bytes for the same figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -51,7 +52,7 @@ def one_slice(image: Plane, truth: Plane, soft: Plane) -> bytes:
         figure.subplots(1, 3), (_grey(image), truth, soft / 255), ("slice", "truth", "probability"), strict=True
     ):
         _show(axes, picture, title)
-    return _png(figure)
+    return png(figure)
 
 
 def three_axes(scan: Scan, prediction: str, truth: str, threshold: int) -> bytes:
@@ -82,7 +83,7 @@ def three_axes(scan: Scan, prediction: str, truth: str, threshold: int) -> bytes
         ):
             _show(axes, picture, title, (pixel[0], pixel[1]))
         _scale_bar(row[0], width, pixel[1])
-    return _png(figure)
+    return png(figure)
 
 
 def _pixel(scan: Scan, axis: int) -> npt.NDArray[np.float64]:
@@ -104,9 +105,13 @@ def _busiest(scan: Scan, label: str, axis: int) -> int:
 
 
 def _scale_bar(axes: Any, width: int, pixel_um: float) -> None:
-    target = width * pixel_um / 4
-    step = 10 ** np.floor(np.log10(target))
-    length = step * max(m for m in (1, 2, 5) if m * step <= target)
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    length, label = round_length(width * pixel_um / 4)
     axes.plot([5, 5 + length / pixel_um], [-4, -4], color="black", linewidth=3, clip_on=False)
     axes.text(5, -8, label, fontsize=8, va="bottom", clip_on=False)
+
+
+def round_length(most_um: float) -> tuple[float, str]:
+    """The longest of 1, 2 and 5 times a power of ten that is not longer, in µm, and how it is written."""
+    step = 10 ** np.floor(np.log10(most_um))
+    length = float(step * max(m for m in (1, 2, 5) if m * step <= most_um))
+    return length, f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"

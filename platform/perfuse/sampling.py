@@ -96,10 +96,33 @@ def _brick(job: TrainingJob, group: int, slot: int) -> Brick:
     source = job.train[rng.integers(len(job.train))]
     axis = "zyx".index(recipe.axes[rng.integers(len(recipe.axes))])
     scan, vessel, coarse_shape = _opened(source)
-    centre = rng.random(3)
+    centre = _somewhere(source, rng)
     if len(vessel) and rng.random() < max(recipe.foreground_share, 0.5):
         centre = (vessel[rng.integers(len(vessel))] + rng.random(3)) / coarse_shape
     return _read(job, source, scan, axis, _brick_box(recipe.crop, scan.shape_zyx, axis, centre))
+
+
+@lru_cache(maxsize=64)
+def _organ(source: Source) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """The chunks that hold organ, [n, 3], and organ voxels up to and with each of them; None where it is not marked."""
+    share = _opened(source)[0].organ_share()
+    if share is None:
+        return None
+    chunks = np.argwhere(share)
+    return chunks, np.cumsum(share[tuple(chunks.T)])
+
+
+def _somewhere(source: Source, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A point of the scan, each coordinate 0 … 1: anywhere, or in a chunk that holds organ, the likelier the more it holds."""
+    place, organ = rng.random(3), _organ(source)
+    if organ is None:
+        return place
+    chunks, voxels = organ
+    scan = _opened(source)[0]
+    chunk = chunks[np.searchsorted(voxels, rng.random() * voxels[-1], side="right")]
+    start = chunk * scan.image.chunks
+    stop = np.minimum(start + scan.image.chunks, scan.shape_zyx)
+    return np.asarray((start + place * (stop - start)) / scan.shape_zyx)
 
 
 def _brick_box(crop: int, shape: Index3, axis: int, centre: npt.NDArray[np.float64]) -> Box:

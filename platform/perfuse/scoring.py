@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perfuse import intensity
 from perfuse.catalog import ORGAN, LabelInfo, Scan
 from perfuse.console import progress
 from perfuse.errors import ScanError
@@ -69,8 +70,8 @@ class Evaluation:
 
 
 def data_digest(scan: Scan, truth: LabelInfo) -> str:
-    """Identity of what a prediction is scored on."""
-    return digest_json([scan.info.digest, truth.digest])
+    """Identity of what a prediction is scored on: voxels, truth, and the organ, outside of which nothing is counted."""
+    return digest_json([scan.info.digest, truth.digest, *scan.organ_identity])
 
 
 def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = None) -> Evaluation:
@@ -200,7 +201,7 @@ def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tupl
 
 def _baseline(scan: Scan, truth: str) -> Baseline:
     """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice."""
-    counts = np.zeros((2, len(scan.histogram())), np.int64)
+    counts = np.zeros((2, intensity.bins(np.dtype(scan.info.dtype))), np.int64)
     for box in _blocks(scan, f"baseline {scan.info.id}"):
         image, known = scan.read_image(box), _known(scan, truth, box)
         marked = _truth(scan, truth, box)

@@ -65,6 +65,6 @@ def test_the_same_slab_by_slab(
     whole = equalised(folder, pool)
     np.testing.assert_array_equal(equalised(folder, pool, Box((33, 5, 7), (48, 30, 44))), whole[33:48, 5:30, 7:44])
     url = str(tmp_path / "k.ome.zarr")
-    about: dict[str, Any] = {"voxel_size_um": (1, 1, 1), "specimen": "k", "organ": "kidney"}
+    about: dict[str, Any] = {"voxel_size_um": (1, 1, 1), "specimen": "k", "organ": "kidney", "mask": False}
     ingest(str(folder), url, shaping=Shaping(clahe=True), **about)
     np.testing.assert_array_equal(Scan.open(url).image[:], whole)

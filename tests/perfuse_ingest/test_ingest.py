@@ -20,7 +20,7 @@ from perfuse_ingest.ingest import ingest
 
 Volume = np.ndarray[Any, Any]
 StackFolder = Callable[..., Path]
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney", "mask": False}
 
 
 def whole_pyramid(volume: Volume, voxel_size_um: tuple[float, float, float]) -> list[Volume]:
@@ -104,7 +104,9 @@ def test_any_shape_and_spacing_is_exact(
 ) -> None:
     folder, volume = tmp_path_factory.mktemp("any"), noise(shape, dtype)
     tifffile.imwrite(folder / "stack.tif", volume, photometric="minisblack", metadata=None)
-    ingest(str(folder / "stack.tif"), str(folder / "s.ome.zarr"), voxel_size_um=voxel, specimen="s", organ="o")
+    ingest(
+        str(folder / "stack.tif"), str(folder / "s.ome.zarr"), voxel_size_um=voxel, specimen="s", organ="o", mask=False
+    )
     assert_same_pyramid(folder / "s.ome.zarr", volume, voxel)
     assert verify(str(folder / "s.ome.zarr")).faults == []
 

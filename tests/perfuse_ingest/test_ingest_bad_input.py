@@ -13,7 +13,7 @@ from perfuse.errors import SliceError, SourceError
 from perfuse_ingest.ingest import ingest
 
 StackFolder = Callable[..., Path]
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney", "mask": False}
 SHAPE = (6, 20, 24)
 
 

@@ -19,7 +19,7 @@ from perfuse_ingest.labels import add_labels
 Volume = np.ndarray[Any, Any]
 StackFolder = Callable[..., Path]
 SHAPE = (70, 66, 90)
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney", "mask": False}
 
 
 @pytest.fixture

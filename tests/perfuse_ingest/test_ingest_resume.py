@@ -22,7 +22,7 @@ from perfuse_ingest.sources.stack import Stack
 
 Volume = np.ndarray[Any, Any]
 Bytes = Callable[[Path], dict[str, str]]
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney", "mask": False}
 DEPTH = 330
 
 
@@ -108,7 +108,7 @@ def slow_ingest(source: Path, url: Path) -> str:
         "real = Stack.slice_into\n"
         "def slowly(stack, *what):\n    time.sleep(0.01)\n    return real(stack, *what)\n"
         "Stack.slice_into = slowly\n"
-        f"ingest({str(source)!r}, {str(url)!r}, voxel_size_um=(50, 50, 50), specimen='k1', organ='kidney')\n"
+        f"ingest({str(source)!r}, {str(url)!r}, voxel_size_um=(50, 50, 50), specimen='k1', organ='kidney', mask=False)\n"
     )
 
 

@@ -17,7 +17,7 @@ from perfuse_ingest.shaping import Shaping
 
 Volume = np.ndarray[Any, Any]
 Bytes = Callable[[Path], dict[str, str]]
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney", "mask": False}
 SMALL = Layout(chunk=32, shard_chunks=(1, 2, 2))
 
 

@@ -44,7 +44,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k, plane in enumerate(np.random.default_rng(0).integers(0, 500, SHAPE).astype(np.uint16)):
         tifffile.imwrite(folder / f"slices/{466 + k:04d}.tif", plane, photometric="minisblack")
     url = folder / "k1.ome.zarr"
-    ingest(str(folder / "slices"), str(url), voxel_size_um=(50, 50, 50), specimen="k1", organ="kidney")
+    ingest(str(folder / "slices"), str(url), voxel_size_um=(50, 50, 50), specimen="k1", organ="kidney", mask=False)
     return url
 
 

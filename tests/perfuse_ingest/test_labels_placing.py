@@ -29,7 +29,7 @@ Volume = np.ndarray[Any, Any]
 StackFolder = Callable[..., Path]
 Bytes = Callable[[Path], dict[str, str]]
 SHAPE = (70, 66, 90)
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k3", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k3", "organ": "kidney", "mask": False}
 
 
 @pytest.fixture

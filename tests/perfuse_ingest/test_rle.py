@@ -18,7 +18,7 @@ from perfuse_ingest.rle import datasets, decode, is_table
 
 Volume = np.ndarray[Any, Any]
 SHAPE = (9, 14, 11)
-ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "k1", "organ": "kidney", "mask": False}
 
 
 def encode(plane: Volume) -> str:

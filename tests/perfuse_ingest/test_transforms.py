@@ -18,7 +18,7 @@ from perfuse_ingest.sources import open_source
 from perfuse_ingest.transforms import Resampled
 
 Volume = np.ndarray[Any, Any]
-ABOUT: dict[str, Any] = {"specimen": "k1", "organ": "kidney"}
+ABOUT: dict[str, Any] = {"specimen": "k1", "organ": "kidney", "mask": False}
 
 
 @pytest.fixture

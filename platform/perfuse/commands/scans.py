@@ -1,5 +1,6 @@
-"""The verbs `scan ls`, `scan show` and `scan verify`."""
+"""The verbs `scan ls`, `scan show`, `scan refresh` and `scan verify`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ def register(app: typer.Typer) -> None:
     scan = typer.Typer(help="Look at scans.", no_args_is_help=True)
     scan.command("ls")(ls)
     scan.command("show")(show)
+    scan.command("refresh")(refresh)
     scan.command("verify")(verify)
     app.add_typer(scan, name="scan")
 
@@ -64,10 +66,15 @@ def described(scan: Any) -> dict[str, Any]:
     }
 
 
-def show(scan_url: ScanUrl, as_json: Json = False) -> None:
-    """Show what a scan is, its labels and where it comes from.
+def show(
+    scan_url: ScanUrl,
+    as_json: Json = False,
+    picture: Annotated[Path | None, typer.Option(help="Copy the scan's quick-look picture to this PNG file.")] = None,
+) -> None:
+    """Show what a scan is, its labels, where it comes from, and where its picture lies.
 
     Example: perfuse scan show scans/kidney1.ome.zarr
+    Example: perfuse scan show s3://lab/kidney1.ome.zarr --picture kidney1.png
     """
     from rich.table import Table
 
@@ -75,11 +82,14 @@ def show(scan_url: ScanUrl, as_json: Json = False) -> None:
     from perfuse.console import print_json, results
 
     scan = Scan.open(scan_url)
+    if picture is not None:
+        _copy_picture(scan, picture)
+    shown = {**described(scan), **_measures(scan)}
     if as_json:
-        print_json(described(scan))
+        print_json(shown)
         return
     table = Table(show_header=False, title=scan.info.id)
-    for key, value in described(scan).items():
+    for key, value in shown.items():
         if isinstance(value, dict):
             value = "\n".join(f"{k}: {v:g}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
         elif key == "labels":
@@ -88,8 +98,46 @@ def show(scan_url: ScanUrl, as_json: Json = False) -> None:
     results.print(table)
 
 
+def _measures(scan: Any) -> dict[str, Any]:
+    """Intensities inside the organ, as `intensity` gives those of the whole scan; and the picture's URL. None: not made."""
+    import numpy as np
+
+    from perfuse import intensity, measured, quicklook, storage
+
+    current = measured.is_current(scan.group, scan.organ_identity)
+    picture = quicklook.path(scan.url)
+    return {
+        "organ_intensity": intensity.summary(scan.histogram(), np.dtype(scan.info.dtype)) if current else None,
+        "picture": picture if storage.exists(picture) else None,
+    }
+
+
+def _copy_picture(scan: Any, to: Path) -> None:
+    from perfuse import quicklook, storage
+    from perfuse.errors import ScanError
+
+    try:
+        storage.write_bytes(str(to), storage.read_bytes(quicklook.path(scan.url)))
+    except FileNotFoundError:
+        raise ScanError(f"{scan.url} has no picture yet. Make it: perfuse scan refresh {scan.url}") from None
+
+
+def refresh(scan_url: ScanUrl) -> None:
+    """Bring up to date what follows from voxels and labels: statistics inside the organ, and the quick-look picture.
+
+    Example: perfuse scan refresh scans/kidney1.ome.zarr
+    """
+    from perfuse.console import results
+    from perfuse.upkeep import refresh as run
+
+    results.print(f"picture: {run(scan_url)}", soft_wrap=True)
+
+
 def _label_line(label: dict[str, Any]) -> str:
-    line = f"{label['name']}: {label['kind']}, {label['foreground']:.2%} of the scan is vessel"
+    from perfuse.catalog import ORGAN
+
+    what = "organ" if label["name"] == ORGAN else "vessel"
+    line = f"{label['name']}: {label['kind']}, {label['foreground']:.2%} of the scan is {what}"
     if label["coverage"] < 1:
         line += f", coverage {label['coverage']:g}"
     if len(label["boxes"]) > 1:

@@ -23,6 +23,7 @@ from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.labels import LabelWriter, check_output, writer_for
 from perfuse.models import Precision, best_device, resolve_precision
 from perfuse.normalisation import bounds, normalise
+from perfuse.upkeep import refresh
 
 SLAB = 64
 """Planes of a slab: one chunk thick, a multiple of `PLANES`."""
@@ -155,6 +156,7 @@ class Prediction(Frozen):
 
         info = writer.finish(summary)
         storage.remove_tree(storage.join(self.scan_url, self.scratch))
+        refresh(self.scan_url)
         return info
 
 
@@ -229,7 +231,8 @@ def prepare(
     device = best_device()
     precision = resolve_precision(forward.precision, device)
     kept = scan.label_info(keep).digest if keep is not None else ""
-    key = storage.digest_json([scan.info.digest, bundle.forward_digest(), precision, device, kept])
+    voxels = [scan.info.digest, *scan.organ_identity]
+    key = storage.digest_json([*voxels, bundle.forward_digest(), precision, device, kept])
     return Prediction(
         scan_url=scan.url, output=output, key=key, forward=forward, precision=precision, device=device, keep=keep
     )

@@ -20,6 +20,8 @@ class Source(Frozen):
     label: str
     scan_digest: str
     label_digest: str
+    organ: tuple[str, ...] = ()
+    """`Scan.organ_identity`: normalisation and sampling follow from it."""
 
 
 class TrainingJob(Frozen):
@@ -91,7 +93,12 @@ def _source(scan: Scan, labels: tuple[str, ...]) -> Source:
     name = preferred_label(scan, labels)
     info = scan.label_info(name)
     return Source(
-        url=scan.url, specimen=scan.info.specimen, label=name, scan_digest=scan.info.digest, label_digest=info.digest
+        url=scan.url,
+        specimen=scan.info.specimen,
+        label=name,
+        scan_digest=scan.info.digest,
+        label_digest=info.digest,
+        organ=tuple(scan.organ_identity),
     )
 
 

@@ -47,8 +47,7 @@ def test_coarse_axes_wait_for_the_fine_ones() -> None:
     assert volumes.pyramid_levels((3, 1303, 912), (50, 50, 50))[-1].shape_zyx == (1, 41, 29)
 
 
-@settings(max_examples=60)
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 7)] * 3),
     st.tuples(*[st.sampled_from([1, 2])] * 3),

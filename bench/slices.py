@@ -17,14 +17,14 @@ def folder(kind: str, count: int) -> Path:
     out = Path(os.environ.get("PERFUSE_BENCH", "/dev/shm/perfuse-bench")) / f"{kind}-{count}"
     if not (out / "whole").exists():
         out.mkdir(parents=True, exist_ok=True)
-        base = _base()
+        real = base()
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda k: _write(out, kind, k, _slice(base, k)), range(count)))
+            list(pool.map(lambda k: _write(out, kind, k, drifting(real, k)), range(count)))
         (out / "whole").touch()
     return out / "slices"
 
 
-def _base() -> np.ndarray:
+def base() -> np.ndarray:
     """Three consecutive real slices where they are there, else structure of the same spectrum."""
     data = Path(os.environ.get("PERFUSE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "hipct_kidney"
     if data.is_dir():
@@ -36,10 +36,10 @@ def _base() -> np.ndarray:
     return (25000 + sum(1500 * f / f.std() for f in fields) + rng.normal(0, 250, (3, *SHAPE))).astype(np.uint16)
 
 
-def _slice(base: np.ndarray, k: int) -> np.ndarray:
+def drifting(real: np.ndarray, k: int) -> np.ndarray:
     """The real slices to and fro, drifting, with a little fresh noise so that no two are equal."""
     at = k % 4
-    plane = np.roll(base[at if at < 3 else 1], (k // 4, k // 2), axis=(0, 1)).astype(np.int32)
+    plane = np.roll(real[at if at < 3 else 1], (k // 4, k // 2), axis=(0, 1)).astype(np.int32)
     return np.clip(plane + np.random.default_rng(k).normal(0, 60, SHAPE), 0, 65535).astype(np.uint16)
 
 

@@ -1,7 +1,7 @@
 """What an ingest will take, from its plan and a few slices that are read and compressed on trial; writes nothing."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +11,7 @@ from perfuse.geometry import Box, Index3, blocks, index3
 from perfuse.shards import SHUFFLES
 from perfuse.volumes import Layout, Level, shard_shape
 from perfuse_ingest.ingest import Job
+from perfuse_ingest.sources.source import Voxels
 
 TRIAL_SLICES = 8
 TRIAL_CHUNKS = 64
@@ -42,13 +43,10 @@ class Estimate:
 def estimate(job: Job) -> Estimate:
     """Read and compress a few slices from the middle, and multiply."""
     source, plan = job.source, job.plan
-    depth = source.shape_zyx[0]
-    first = max(0, (depth - TRIAL_SLICES) // 2)
-    box = Box((first, 0, 0), (min(depth, first + TRIAL_SLICES), *source.shape_zyx[1:]))
     with ThreadPoolExecutor(plan.threads) as pool:
         begun = time.perf_counter()
-        voxels, _ = source.read(box, pool)
-        reading = (time.perf_counter() - begun) / len(voxels)
+        voxels = _trial(job, pool)
+        reading = (time.perf_counter() - begun) / voxels.size
     cuts = list(blocks(index3(voxels.shape), (len(voxels), plan.layout.chunk, plan.layout.chunk)))
     chosen = [voxels[cut.slices] for cut in cuts[:: max(1, len(cuts) // TRIAL_CHUNKS)]]
     begun = time.perf_counter()
@@ -71,8 +69,20 @@ def estimate(job: Job) -> Estimate:
         in_bands=plan.in_bands,
         peak_bytes=plan.peak_bytes,
         scratch_bytes=plan.scratch_bytes,
-        seconds=depth * reading * source.passes + total * compressing / plan.threads,
+        seconds=prod(source.shape_zyx) * reading * source.passes + total * compressing / plan.threads,
     )
+
+
+def _trial(job: Job, pool: Executor) -> Voxels:
+    """Voxels from the middle: some slices, or a band of rows where slices do not fit in memory whole."""
+    source, (depth, rows, columns) = job.source, job.source.shape_zyx
+    if job.plan.in_bands and source.cuts_rows:
+        high = shard_shape(source.shape_zyx, job.plan.layout)[1]
+        first = rows // 2 // high * high
+        return source.rows(Box((0, first, 0), (min(depth, TRIAL_SLICES), min(rows, first + high), columns)), pool)
+    count = 1 if job.plan.in_bands else min(depth, TRIAL_SLICES)
+    first = (depth - count) // 2
+    return source.read(Box((first, 0, 0), (first + count, rows, columns)), pool)[0]
 
 
 def _codec(layout: Layout) -> Blosc:

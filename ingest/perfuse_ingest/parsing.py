@@ -116,5 +116,7 @@ def _size(count: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -40,7 +40,10 @@ def main() -> None:
         for cname, level, shuffle in CODECS:
             codec = Blosc(cname, level, shuffle)
             stored = codec.encode(chunk)
-            into, out = rate(partial(codec.encode, chunk), chunk.nbytes), rate(partial(codec.decode, stored), chunk.nbytes)
+            into, out = (
+                rate(partial(codec.encode, chunk), chunk.nbytes),
+                rate(partial(codec.decode, stored), chunk.nbytes),
+            )
             words = f"{cname} {level} {'bitshuffle' if shuffle == Blosc.BITSHUFFLE else 'shuffle'}"
             print(f"{name:<16}{words:<20}{chunk.nbytes / len(stored):>7.3f}{into:>11.0f}{out:>12.0f}")
 

@@ -148,7 +148,7 @@ def prepare(
     voxel_size_um = _voxel_size(source, about.voxel_size_um)
     shaped = shaping.of(source, voxel_size_um)
     check_dtype(shaped, intensity.DTYPES)
-    z_um, y_um, x_um = [shaping.target_um] * 3 if shaping.target_um else map(float, voxel_size_um)
+    z_um, y_um, x_um = [shaping.target_um] * 3 if shaping.target_um else voxel_size_um
     shown = {
         "specimen": about.specimen,
         "donor": about.donor or about.specimen,
@@ -204,7 +204,8 @@ def _voxel_size(source: Source, given: Spacing | None) -> Spacing:
         and not np.allclose(given, source.voxel_size_um, rtol=0.01)
     ):
         say(f"Note: {source.url} states voxels of {source.voxel_size_um} µm (z, y, x); taken are {given}, as given")
-    return given or source.voxel_size_um  # type: ignore[return-value]
+    z, y, x = map(float, given or source.voxel_size_um)  # type: ignore[arg-type]
+    return z, y, x
 
 
 def _scan_url(scan_url: str) -> str:

@@ -115,7 +115,7 @@ def _whole(source: Source, levels: list[Level], layout: Layout, threads: int) ->
         in_bands=False,
         work_bytes=sizes[0] + 2 * sum(sizes[1:]),
         threads=threads,
-        thread_bytes=max(slice_bytes, 2 * _shard_bytes(levels, layout, source.dtype)),
+        thread_bytes=max(slice_bytes, 3 * _shard_bytes(levels, layout, source.dtype)),
         in_flight=1,
         scratch_bytes=0,
     )
@@ -133,7 +133,7 @@ def _banded(source: Source, levels: list[Level], layout: Layout, threads: int) -
         in_bands=True,
         work_bytes=max(band, 9 * shard),
         threads=threads,
-        thread_bytes=2 * shard if source.cuts_rows else max(slice_bytes, 2 * shard),
+        thread_bytes=3 * shard if source.cuts_rows else max(slice_bytes, 3 * shard),
         in_flight=1,
         scratch_bytes=0 if source.cuts_rows else depth * rows * columns * source.dtype.itemsize,
     )

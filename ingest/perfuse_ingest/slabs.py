@@ -174,21 +174,18 @@ class Pass:
         self.marks[slab.level].mark(slab.index, digests)
 
     def stored_halves(self, part: Slab) -> Planes:
-        """The halves of a stored part of a level, read a band of chunks a thread."""
-        array, factor = self.arrays[part.level], self.levels[part.level + 1].factor_zyx
-        halves = np.empty([-(-n // f) for n, f in zip(part.box.shape, factor, strict=True)], array.dtype)
+        """The halves of a stored part of a level that begins and ends at shards' borders, a shard a thread."""
+        form, factor = self.forms[part.level], self.levels[part.level + 1].factor_zyx
+        halves = np.empty([-(-n // f) for n, f in zip(part.box.shape, factor, strict=True)], form.dtype)
 
-        def halve(band: tuple[int, int]) -> None:
-            start, stop = band
-            first = part.box.start[1]
-            box = Box(
-                (part.box.start[0], first + start, part.box.start[2]),
-                (part.box.stop[0], first + stop, part.box.stop[2]),
-            )
-            rows = slice(start // factor[1], -(-stop // factor[1]))
-            volumes.halve(np.asarray(array[box.slices]), factor, "mean", halves[:, rows])
+        def halve(shard: Box) -> None:
+            inside = shard.relative_to(part.box.start)
+            start = [a // f for a, f in zip(inside.start, factor, strict=True)]
+            stop = [-(-b // f) for b, f in zip(inside.stop, factor, strict=True)]
+            place = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+            volumes.halve(form.read(shard), factor, "mean", halves[place])
 
-        list(self.pool.map(halve, runs(part.box.shape[1], max(self.plan.layout.chunk, 2))))
+        list(self.pool.map(halve, form.shards(part.box)))
         return halves
 
     def _tally(self, slab: Slab) -> Tally:

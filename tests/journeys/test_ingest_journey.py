@@ -53,7 +53,8 @@ def test_a_phantom_becomes_a_scan(tmp_path: Path) -> None:
     assert shown["levels"] == 2
     assert shown["intensity"]["max"] == image.max()
     assert shown["lineage"]["slices"] == 80
-    (human,) = shown["labels"]
+    human, organ = shown["labels"]
+    assert (organ["name"], organ["kind"]) == ("organ", "dense")
     assert (human["name"], human["kind"], human["coverage"]) == ("human", "dense", 1.0)
     assert human["foreground"] == pytest.approx((truth > 0).mean())
     assert [s["id"] for s in as_json("scan", "ls", str(scans))["scans"]] == ["p1"]
@@ -69,7 +70,7 @@ def test_labels_of_a_part_are_added_later_and_damage_is_named(tmp_path: Path) ->
     part = tmp_path / "part.tif"
     tifffile.imwrite(part, np.eye(20, dtype=np.uint8)[None].repeat(4, 0) * 255, photometric="minisblack")
     perfuse("labels", "add", url, str(part), "--name", "part", "--at", "30,8,9", "--coverage", "0.85")
-    (label,) = as_json("scan", "show", url)["labels"]
+    _, label = as_json("scan", "show", url)["labels"]
     assert (label["kind"], label["coverage"], label["box"]) == ("sparse", 0.85, [[30, 8, 9], [34, 28, 29]])
     shard = Path(url) / "0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -82,7 +83,7 @@ def test_labels_of_a_part_are_added_later_and_damage_is_named(tmp_path: Path) ->
     [
         (["ingest", "{0}", "{0}/a.ome.zarr", "--voxel-size-um", "0"], "A voxel size is one number or Z,Y,X"),
         (["ingest", "{0}/none", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "none does not exist"),
-        (["ingest", "{0}", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "holds no slices"),
+        (["ingest", "{0}", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "holds no TIFF slices"),
         (["ingest", "s3://nowhere/slices", "{0}/a.ome.zarr", "--voxel-size-um", "50"], "Cannot reach the store"),
     ],
 )

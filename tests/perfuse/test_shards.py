@@ -45,6 +45,9 @@ def test_what_is_written_is_read_by_zarr_and_tensorstore(
     folder = tmp_path_factory.mktemp("shards")
     array = stored(folder, voxels, layout)
     np.testing.assert_array_equal(array[:], voxels)
+    form = ShardFormat.of(array)
+    for box in form.shards(Box.whole(shape)):
+        np.testing.assert_array_equal(form.read(box), voxels[box.slices])
     store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "0")}}
     np.testing.assert_array_equal(tensorstore.open(store).result().read().result(), voxels)
 

@@ -177,7 +177,7 @@ def test_real_stacks_with_their_labels(tmp_path: Path, test_data: Path) -> None:
     assert scan.label_info("human").kind == "sparse"
     multiscale = Image.from_zarr(zarr.open_group(url, mode="r"))
     assert multiscale.labels is not None
-    assert multiscale.labels.attributes.ome.labels == ["human"]
+    assert multiscale.labels.attributes.ome.labels == ["human", "organ"]
     factors = [level.factor_zyx for level in volumes.pyramid_levels(scan.shape_zyx, (5, 1, 1))]
     assert factors == [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2)], "z is halved only once it is no longer the coarsest"
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfuse import storage
+from perfuse import organ_statistics, storage
 from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
@@ -163,6 +163,23 @@ def test_another_model_replaces_soft_labels_only(scan):
     assert scan.label_info("soft").digest != before
     with pytest.raises(ScanError, match="given by a person"):
         predict_local(scan.url, bundle(0), "human")
+
+
+def test_another_organ_mask_is_another_prediction(scan, tmp_path, make_scan, tubes):
+    """Normalisation follows from it, in the key as in the voxels."""
+    image, mask = tubes(0, scan.shape_zyx)
+    organ = np.zeros_like(mask)
+    organ[:, :20] = 255
+    marked = make_scan(tmp_path / "marked", "a", image, {"human": mask, "organ": organ})
+    assert marked.info.digest == make_scan(tmp_path / "same", "a", image, {"human": mask}).info.digest
+    keys = {prepare(s.url, bundle(), "soft").key for s in (marked, make_scan(tmp_path / "plain", "a", image, {}))}
+    assert len(keys) == 2
+    with pytest.raises(ScanError, match="perfuse scan refresh"):
+        bounds(marked, forward().normalisation)
+    organ_statistics.refresh(marked)
+    settings = forward().normalisation
+    low, high = np.percentile(image[organ > 0], [settings.lower_percent, settings.upper_percent], method="inverted_cdf")
+    assert bounds(Scan.open(marked.url), settings) == (low, high)
 
 
 def test_voxel_size_outside_the_contract(tmp_path, make_scan, tubes):

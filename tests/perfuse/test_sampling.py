@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfuse import sampling
+from perfuse import organ_statistics, sampling
 from perfuse.augmentation import augment
 from perfuse.errors import RecipeError
 from perfuse.normalisation import bounds, normalise
@@ -130,6 +130,27 @@ def test_the_foreground_share_brings_crops_to_rare_vessels(tmp_path, make_scan, 
 
     assert share(1.0) == 1
     assert share(0.0) < 0.2
+
+
+def test_bricks_are_read_around_the_organ(tmp_path, make_scan, tubes) -> None:
+    """Away from vessels, too; and another organ mask is another job."""
+    image, none = np.zeros((130, 130, 130), np.uint16), np.zeros((130, 130, 130), np.uint8)
+    organ, recipe = none.copy(), load_recipe("quickstart", ["crop=32", "batch=12", "steps=40", "validation=v"])
+    organ[70:120, 10:60, 70:128] = 255
+    for specimen in "av":
+        scan = make_scan(tmp_path, specimen, image, {"human": none})
+    everywhere = plan_job(recipe, str(tmp_path), str(tmp_path))
+    for specimen in "av":
+        scan = make_scan(tmp_path / "organ", specimen, image, {"human": none, "organ": organ})
+        organ_statistics.refresh(scan)
+    job = plan_job(recipe, str(tmp_path / "organ"), str(tmp_path))
+    assert job.key != everywhere.key
+    source = job.train[0]
+    places = np.stack([sampling._somewhere(source, np.random.default_rng(k)) for k in range(400)]) * scan.shape_zyx
+    assert (scan.organ_share()[tuple((places // scan.image.chunks).astype(int).T)] > 0).all()
+    assert places.min(0).tolist() == pytest.approx([64, 0, 64], abs=2)
+    again = np.stack([sampling._somewhere(source, np.random.default_rng(k)) for k in range(400)]) * scan.shape_zyx
+    assert np.array_equal(places, again)
 
 
 def test_what_is_not_marked_in_a_sparse_label_is_unknown(tmp_path, make_scan, tubes) -> None:

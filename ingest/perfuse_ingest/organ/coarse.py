@@ -17,17 +17,20 @@ Values = npt.NDArray[np.float32]
 
 SMALLEST_CORNERS = 0.05
 """Share of a plane below which still columns are no corners."""
+NARROWEST = 16
+"""Planes of fewer rows or columns may hold one value in a corner by chance."""
 ROUND = 0.98
 """Corners lie outside of the ellipse inscribed in the plane, shrunk by this."""
 
 
 class Coarse:
-    """Voxels [z, y, x] and their field of view."""
+    """Voxels [z, y, x], scaled to mean 0 and spread 1, and their field of view."""
 
     def __init__(self, voxels: npt.NDArray[Any], spacing: Sequence[float]) -> None:
-        self.voxels: Values = voxels.astype(np.float32)
         self.per_unit = min(spacing) / np.asarray(spacing, np.float64)
-        self.plane = field_of_view(self.voxels)
+        self.plane = field_of_view(voxels)
+        seen = voxels[:, self.plane].astype(np.float64)
+        self.voxels: Values = ((voxels - seen.mean()) / (seen.std() or 1.0)).astype(np.float32)
 
     @cached_property
     def field(self) -> Mask:
@@ -84,7 +87,7 @@ def field_of_view(voxels: npt.NDArray[Any]) -> Mask:
     """
     whole = np.ones(voxels.shape[1:], np.bool_)
     varies = (voxels != voxels[:1]).any(axis=0)
-    if not varies.any():
+    if not varies.any() or min(whole.shape) < NARROWEST:
         return whole
     inside: Mask = convex_hull_image(varies) | (radius_in(whole) <= ROUND)
     corners = voxels[0][~inside]

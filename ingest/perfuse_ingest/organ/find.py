@@ -30,6 +30,9 @@ EDGE_CAP = 5.0
 """What one voxel may add to the variance, in variances of calm: an edge must not look rough from afar."""
 MARGIN = 1.3
 """What is added around the organ, in grains."""
+TRIM, PLAIN, CLOSE = 3.0, 5.0, 8.0
+"""Surroundings are cut off the surface this deep, in grains, where intensities differ by so many spreads of calm; the ball that
+closes what that opens has this radius, in grains."""
 FLATTEST = 1 / 8
 """A volume thinner than this, against its width, shows no whole organ."""
 SMALLEST, MOST_RIM, ROUNDEST = 0.03, 0.5, 0.33
@@ -56,7 +59,7 @@ def find_organ(voxels: npt.NDArray[Any], spacing: Spacing) -> Found:
     body = _body(coarse, calm)
     if body is None:
         return Found(coarse.field, f"{what}: what is not calm is no solid body")
-    return Found(body, "by texture, against calm surroundings")
+    return Found(_trimmed(coarse, body, calm), "by texture, against calm surroundings")
 
 
 def _calm(coarse: Coarse) -> Mask | None:
@@ -155,6 +158,25 @@ def _smooth(coarse: Coarse, body: Mask) -> Mask:
     """Without bridges to bubbles and wall, and with a margin: tissue at the surface may be calm."""
     solid = coarse.opened(body, coarse.extent / 12)
     return np.asarray(coarse.depth(~solid) <= MARGIN * GRAIN * coarse.extent)
+
+
+def _trimmed(coarse: Coarse, body: Mask, calm: Mask) -> Mask:
+    """Without the surroundings at its surface, where they differ so much in intensity that half-way is plainly between.
+
+    Vessels that open at the surface look like them, but no ball of radius `CLOSE` comes in there: they stay.
+    """
+    grain = GRAIN * coarse.extent
+    base = coarse.blur(coarse.voxels, coarse.field, grain)
+    around = coarse.blur(base, calm, coarse.extent / 20)
+    spread = np.sqrt(coarse.blur((base - around) ** 2, calm, coarse.extent / 10))
+    depth = coarse.depth(body)
+    contrast = coarse.blur(base, depth > 2 * TRIM * grain, coarse.extent / 20) - around
+    outer = (np.abs(contrast) > PLAIN * spread) & ((base - around) * np.sign(contrast) < np.abs(contrast) / 2)
+    parts, _ = ndimage.label(~body | (outer & (depth <= TRIM * grain)))
+    beyond = np.zeros(parts.max() + 1, np.bool_)
+    beyond[np.unique(parts[~body])] = True
+    beyond[0] = False
+    return coarse.closed(~beyond[parts], CLOSE * grain) & body
 
 
 def _within_wall(coarse: Coarse, calm: Mask) -> Mask:

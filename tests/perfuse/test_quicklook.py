@@ -48,7 +48,9 @@ def test_the_same_scan_gives_the_same_bytes_whatever_the_users_settings(tmp_path
     first, second = (make_scan(tmp_path / k, "k1", voxels(), {"human": block(slice(10, 30))}) for k in "ab")
     picture = quicklook.render(first)
     assert b"tEXt" not in picture
-    with mpl.rc_context({"font.size": 30, "figure.facecolor": "red", "lines.linewidth": 9}):
+    with mpl.rc_context(
+        {"axes.facecolor": "red", "savefig.facecolor": "red", "lines.linewidth": 9, "image.origin": "lower"}
+    ):
         assert quicklook.render(second) == picture
     other = make_scan(tmp_path / "c", "k1", voxels(1), {"human": block(slice(10, 30))})
     assert quicklook.render(other) != picture
@@ -142,3 +144,14 @@ def test_scan_show_tells_where_it_is_and_copies_it_out(tmp_path: Path, make_scan
     inside = np.asarray(scan.image[8:40])
     assert f'"p50": {np.percentile(inside, 50, method="inverted_cdf")}' in shown.stdout
     assert (tmp_path / "out.png").read_bytes() == storage.read_bytes(quicklook.path(scan.url))
+
+
+def test_statistics_and_picture_in_an_object_store(tmp_path: Path, make_scan: MakeScan, s3_url: str) -> None:
+    scan, url = make_scan(tmp_path, "k1", voxels(), {ORGAN: block(slice(8, 40))}), f"{s3_url}/k1.ome.zarr"
+    storage.filesystem(url).put(scan.url, url, recursive=True)
+    assert upkeep.refresh(url) == f"{url}/perfuse/quicklook.png"
+    upkeep.refresh(scan.url)
+    np.testing.assert_array_equal(Scan.open(url).histogram(), Scan.open(scan.url).histogram())
+    out = tmp_path / "out.png"
+    assert CliRunner().invoke(build(), ["scan", "show", url, "--picture", str(out)]).exit_code == 0
+    assert out.read_bytes() == storage.read_bytes(quicklook.path(scan.url))

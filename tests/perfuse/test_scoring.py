@@ -161,3 +161,5 @@ def test_organ_limits_what_counts(tmp_path, make_scan, tubes):
     scan = make_scan(tmp_path, "organ", image, {"human": mask, "organ": organ})
     write_soft(scan, "soft", np.where(organ > 0, mask, 255 - mask).astype(np.uint8))
     assert scoring.evaluate(scan, "soft", "human").dice == 1.0
+    plain, truth = make_scan(tmp_path / "plain", "organ", image, {"human": mask}), scan.label_info("human")
+    assert scoring.data_digest(plain, truth) != scoring.data_digest(scan, truth), "other voxels are counted"

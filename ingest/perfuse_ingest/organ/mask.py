@@ -45,6 +45,7 @@ def _label(scan: Scan) -> LabelInfo:
         say(f"the organ of {scan.url} is marked already: nothing to do")
         return writer.complete
     level = _level(scan)
+    say(f"looking for the organ on level {level}, {' × '.join(map(str, scan.level(level).shape))} voxels")
     found = find_organ(np.asarray(scan.level(level)[:]), writer.levels[level].scale_um)
     _write(writer, found, _factor(writer, level))
     lineage: dict[str, Any] = {

@@ -101,7 +101,14 @@ def _on_ray() -> Iterator[Get]:
 
     if not ray.is_initialized():
         ray.init(logging_level="error", log_to_driver=False)
-    yield lambda tasks: compute(*tasks, scheduler=ray_dask_get)  # type: ignore[no-untyped-call]
+
+    def get(tasks: Sequence[Any]) -> Any:
+        try:
+            return compute(*tasks, scheduler=ray_dask_get)  # type: ignore[no-untyped-call]
+        except ray.exceptions.RayTaskError as error:  # whose own text is a traceback
+            raise error.cause from error
+
+    yield get
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from perfuse.catalog import Scan
-from perfuse.errors import PlanError, ServerError, SourceError
+from perfuse.errors import PlanError, ServerError, SliceError, SourceError
 from perfuse.verify import verify
 from perfuse.volumes import Layout
 from perfuse_ingest import plan as plans
@@ -79,6 +80,31 @@ def test_a_dask_cluster_that_is_not_there(tmp_path: Path, source: Path) -> None:
         ingest(str(source), str(tmp_path / "k1.ome.zarr"), scheduler="tcp://127.0.0.1:9", **ABOUT)
     with pytest.raises(SourceError, match="A scheduler is threads, ray, or the address"):
         ingest(str(source), str(tmp_path / "k1.ome.zarr"), scheduler="slurm", **ABOUT)
+
+
+def hide_damage(source: Path) -> None:
+    """Spoil the stored bytes of a slice whose header is sound."""
+    path = source / "slice_0077.tif"
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = b"\xff" * count
+    path.write_bytes(data)
+
+
+BAD = r"\ASlice 77 \(.*slice_0077\.tif\) [^\n]*\Z"
+
+
+def test_a_slice_that_a_dask_worker_cannot_decode_is_named(tmp_path: Path, source: Path, dask_cluster: str) -> None:
+    hide_damage(source)
+    with pytest.raises(SliceError, match=BAD):
+        ingest(str(source), str(tmp_path / "k1.ome.zarr"), layout=SMALL, scheduler=dask_cluster, **ABOUT)
+
+
+def test_a_slice_that_ray_cannot_decode_is_named(tmp_path: Path, source: Path, ray_here: None) -> None:
+    hide_damage(source)
+    with pytest.raises(SliceError, match=BAD):
+        ingest(str(source), str(tmp_path / "k1.ome.zarr"), layout=SMALL, scheduler="ray", **ABOUT)
 
 
 def test_on_ray(tmp_path: Path, source: Path, whole: dict[str, str], stored_bytes: Bytes, ray_here: None) -> None:

@@ -72,7 +72,7 @@ def ls(
 
 def _described(box: Any) -> dict[str, Any]:
     lineage = box.lineage
-    source = lineage.get("source") or lineage.get("model")
+    source = lineage.get("source") or lineage.get("model") or lineage.get("made_by")
     return {**box.model_dump(mode="json", exclude={"key", "lineage"}), "source": source, "lineage": lineage}
 
 

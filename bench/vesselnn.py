@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.catalog import Scan, find_scans
+from perfuse.catalog import Scan
+from perfuse.finding import find_scans
 from perfuse.metrics import curve_counts
 from perfuse.metrics.curve import Curve
 

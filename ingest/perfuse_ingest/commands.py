@@ -136,8 +136,8 @@ def ingest(
     """
     from perfuse.console import results
     from perfuse_ingest import parsing
-    from perfuse_ingest.ingest import About, prepare
     from perfuse_ingest.ingest import ingest as run
+    from perfuse_ingest.job import About, prepare
     from perfuse_ingest.shaping import Shaping
 
     if labels is None and coverage != 1:

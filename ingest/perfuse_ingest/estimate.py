@@ -10,7 +10,7 @@ from numcodecs import Blosc
 from perfuse.geometry import Box, Index3, blocks, index3
 from perfuse.shards import SHUFFLES
 from perfuse.volumes import Layout, Level, shard_shape
-from perfuse_ingest.ingest import Job
+from perfuse_ingest.job import Job
 from perfuse_ingest.sources.source import Voxels
 
 TRIAL_SLICES = 8

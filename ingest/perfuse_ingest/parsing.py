@@ -9,7 +9,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from perfuse.errors import SourceError
 from perfuse.geometry import index3
 from perfuse.volumes import LAYOUT, Layout
-from perfuse_ingest.ingest import Job
+from perfuse_ingest.job import Job
 
 CHUNKS = (32, 64, 128)
 _CODEC = re.compile(r"(zstd|lz4)(?::([1-9]))?")

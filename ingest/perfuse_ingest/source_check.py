@@ -9,7 +9,7 @@ from perfuse.catalog import Scan
 from perfuse.console import progress
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, runs
-from perfuse_ingest.ingest import BEGUN
+from perfuse_ingest.job import BEGUN
 from perfuse_ingest.measures import Measures
 from perfuse_ingest.shaping import Shaping
 from perfuse_ingest.sources import open_source

@@ -1,6 +1,6 @@
 """Scans as their users know them: specimen, donor, labels, coverage, validity."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -9,7 +9,6 @@ import zarr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perfuse import intensity, measured, storage, volumes
-from perfuse.console import say
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, Spacing
 from perfuse.measured import array_of
@@ -282,37 +281,3 @@ def _group(group: zarr.Group, path: str) -> zarr.Group:
     if not isinstance(found, zarr.Group):
         raise ScanError(f"{group.store_path} lacks the group {path}: the scan is damaged. Ingest it again.")
     return found
-
-
-def find_scans(root_url: str) -> list[Scan]:
-    """All complete scans directly under a URL, by id; ScanError when there are none."""
-    root = storage.normal(root_url)
-    with storage.reaching(root):
-        files = storage.filesystem(root)
-        names = files.ls(root, detail=False) if files.exists(root) else []
-    scans: list[Scan] = []
-    for name in sorted(storage.name_of(str(n)) for n in names):
-        if name.endswith(SUFFIX):
-            scans.extend(_complete(storage.join(root, name)))
-    if not scans:
-        raise ScanError(f"No complete scans (folders named *{SUFFIX}) under {root}. Make some with `perfuse ingest`.")
-    return scans
-
-
-def _complete(url: str) -> Iterable[Scan]:
-    try:
-        return [Scan.open(url)]
-    except ScanError as error:
-        say(f"passed over: {error}")
-        return []
-
-
-def preferred_label(scan: Scan, names: Sequence[str]) -> str:
-    """The first of `names` that the scan holds; ScanError when it holds none."""
-    infos = scan.labels()
-    for name in names:
-        if name in infos:
-            return name
-    raise ScanError(
-        f"Scan {scan.url} has none of the labels {', '.join(names)}. Its labels: {', '.join(infos) or 'none'}."
-    )

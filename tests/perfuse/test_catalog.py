@@ -11,8 +11,9 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfuse.catalog import LabelInfo, Scan, ScanInfo, find_scans, preferred_label
+from perfuse.catalog import LabelInfo, Scan, ScanInfo
 from perfuse.errors import RecipeError, ScanError
+from perfuse.finding import find_scans, preferred_label
 from perfuse.geometry import Box
 from perfuse.splits import split_by_donor
 from perfuse.validity import LabelBox, summary, visible

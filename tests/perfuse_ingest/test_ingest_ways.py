@@ -13,7 +13,8 @@ from perfuse.errors import PlanError, ServerError, SliceError, SourceError
 from perfuse.verify import verify
 from perfuse.volumes import Layout
 from perfuse_ingest import plan as plans
-from perfuse_ingest.ingest import About, ingest, prepare
+from perfuse_ingest.ingest import ingest
+from perfuse_ingest.job import About, prepare
 from perfuse_ingest.shaping import Shaping
 
 Volume = np.ndarray[Any, Any]

@@ -26,8 +26,8 @@ def ls(root_url: Annotated[str, typer.Argument(help="Folder of scans.")], as_jso
     """
     from rich.table import Table
 
-    from perfuse.catalog import find_scans
     from perfuse.console import print_json, results
+    from perfuse.finding import find_scans
 
     scans = find_scans(root_url)
     if as_json:

@@ -4,9 +4,10 @@ from pydantic import Field
 
 from perfuse import storage
 from perfuse.bundle import Bundle
-from perfuse.catalog import Scan, find_scans, preferred_label
+from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Frozen
 from perfuse.errors import RecipeError
+from perfuse.finding import find_scans, preferred_label
 from perfuse.recipes import Recipe
 from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints

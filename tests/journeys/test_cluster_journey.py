@@ -115,7 +115,7 @@ def train_again(organs: Organs) -> str:
 def check_what_the_cluster_keeps(organs: Organs) -> None:
     """Lineage from the scan to the run, and no secret in what everybody can read of the jobs."""
     shown = json.loads(perfuse("scan", "show", organs.url(TEST), "--json").stdout)
-    assert {label["name"] for label in shown["labels"]} == {"human", "vessels"}
+    assert {label["name"] for label in shown["labels"]} == {"human", "organ", "vessels"}
     jobs = subprocess.run(
         [sys.executable, "-c", "from ray.job_submission import *; print(JobSubmissionClient().list_jobs())"],
         capture_output=True,

@@ -104,7 +104,7 @@ def test_from_scans_to_champion(work: Path, model: str) -> None:
     assert (history["champion"], history["broken_at"], len(history["entries"])) == ("1", None, 1)
     assert "no earlier champion" in perfuse(work, "rollback", "organs", code=2).stderr
     shown = {label["name"]: label["kind"] for label in answer(work, "scan", "show", "scans/c.ome.zarr")["labels"]}
-    assert shown == {"human": "dense", "vessels": "soft"}
+    assert shown == {"human": "dense", "organ": "dense", "vessels": "soft"}
 
 
 def test_after_kill_9_of_a_prediction_the_same_command_gives_the_same_voxels(work: Path, model: str) -> None:

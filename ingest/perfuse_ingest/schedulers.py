@@ -22,6 +22,8 @@ from perfuse_ingest.slabs import Key, Pass
 
 POLL_S = 5.0
 """How often the done-marks are looked at, to say how far a cluster has come."""
+ANSWER_S = 30.0
+"""How long a Dask scheduler has to answer."""
 CLUSTER_THREADS = 2
 """Of one task on a cluster, whose parallelism is the number of tasks."""
 
@@ -116,7 +118,7 @@ def _on_dask(address: str) -> Iterator[Get]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=30)  # type: ignore[no-untyped-call]
+        client = Client(address, timeout=ANSWER_S)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ServerError(
             f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`."

@@ -13,6 +13,7 @@ from perfuse.errors import PlanError, ServerError, SliceError, SourceError
 from perfuse.verify import verify
 from perfuse.volumes import Layout
 from perfuse_ingest import plan as plans
+from perfuse_ingest import schedulers
 from perfuse_ingest.ingest import ingest
 from perfuse_ingest.job import About, prepare
 from perfuse_ingest.shaping import Shaping
@@ -76,7 +77,8 @@ def test_on_a_dask_cluster(
     assert stored_bytes(tmp_path / "k1.ome.zarr") == whole
 
 
-def test_a_dask_cluster_that_is_not_there(tmp_path: Path, source: Path) -> None:
+def test_a_dask_cluster_that_is_not_there(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedulers, "ANSWER_S", 1.0)
     with pytest.raises(ServerError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         ingest(str(source), str(tmp_path / "k1.ome.zarr"), scheduler="tcp://127.0.0.1:9", **ABOUT)
     with pytest.raises(SourceError, match="A scheduler is threads, ray, or the address"):

@@ -219,7 +219,7 @@ def make(stack: tuple[Path, Mask], tmp_path: Path) -> Callable[[str], str]:
 
     def made(name: str) -> str:
         url = str(tmp_path / f"{name}.ome.zarr")
-        ingest(str(stack[0]), url, voxel_size_um=ISOTROPIC, specimen="jar", organ="phantom")
+        ingest(str(stack[0]), url, voxel_size_um=ISOTROPIC, specimen="jar", organ="phantom", mask=False)
         volumes.open_group(url, "r+")
         return url
 

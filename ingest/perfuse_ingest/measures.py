@@ -68,12 +68,11 @@ class Measures:
 
     def slices_root(self) -> str:
         """The digest over all slice digests: the identity of the source's bytes."""
-        return volumes.merkle(row.tobytes() for row in np.asarray(self._array("slices")[:]))
+        return volumes.merkle(self.slice_digests())
 
-    def slice_digests(self) -> dict[str, bytes]:
-        """The SHA-256 of each slice's bytes, by its name, in order."""
-        names = (row.tobytes().rstrip(b"\0").decode() for row in np.asarray(self._array("slice_names")[:]))
-        return dict(zip(names, (row.tobytes() for row in np.asarray(self._array("slices")[:])), strict=True))
+    def slice_digests(self) -> list[bytes]:
+        """The SHA-256 of each slice's bytes, in order."""
+        return [row.tobytes() for row in np.asarray(self._array("slices")[:])]
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group.get(name)

@@ -39,7 +39,7 @@ def source_faults(scan: Scan, source_url: str | None) -> list[str]:
 
 def _slices(scan: Scan, source: Source, pool: Executor) -> list[str]:
     measures = Measures(scan.group["perfuse"])  # type: ignore[arg-type]
-    recorded = measures.slice_digests()
+    recorded = dict(zip(scan.slice_names(), measures.slice_digests(), strict=True))
     now: dict[str, bytes] = {}
     for start, stop in _runs(f"verify {source.url}, slices", len(source.names)):
         now |= zip(source.names[start:stop], source.digests(start, stop, pool) or [], strict=True)

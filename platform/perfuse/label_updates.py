@@ -155,7 +155,8 @@ def roll_forward(scan: Scan, name: str) -> None:
             box = stage.tasks[task]
             volumes.write_shards(level, box, np.asarray(stage.array[box.slices]))
             marks.mark(task, digest)
-    _refresh_coarser(group, scan, info.boxes[-1].box)
+    levels = volumes.pyramid_levels(scan.shape_zyx, scan.info.voxel_size_um, scan.info.origin_um)
+    volumes.fill_coarser([level_of(group, k) for k in range(len(levels))], levels, "max", info.boxes[-1].box)
     _replace(group, NEXT, "perfuse", info.model_dump(mode="json"))
     list_labels(volumes.open_group(storage.join(scan.url, "labels"), "r+"))
     discard_stage(scan.url, name)
@@ -189,16 +190,3 @@ def _label(scan_url: str, name: str) -> tuple[zarr.Group, volumes.DoneMarks]:
 def _replace(group: zarr.Group, old: str, new: str, value: dict[str, Any]) -> None:
     """One attribute in place of another, in one write."""
     group.attrs.put({**{k: v for k, v in group.attrs.asdict().items() if k != old}, new: value})
-
-
-def _refresh_coarser(group: zarr.Group, scan: Scan, box: Box) -> None:
-    """Make again those shards of the coarser levels that a box of level 0 meets."""
-    levels = volumes.pyramid_levels(scan.shape_zyx, scan.info.voxel_size_um, scan.info.origin_um)
-    for k, level in enumerate(levels[1:], 1):
-        above, below, factor = level_of(group, k - 1), level_of(group, k), level.factor_zyx
-        start = index3([a // f for a, f in zip(box.start, factor, strict=True)])
-        box = Box(start, index3([-(-b // f) for b, f in zip(box.stop, factor, strict=True)]))
-        for shard in blocks(level.shape_zyx, index3(below.shards or below.chunks)):
-            if not shard.intersect(box).empty:
-                fine = [slice(a * f, b * f) for a, b, f in zip(shard.start, shard.stop, factor, strict=True)]
-                volumes.write_shards(below, shard, volumes.halve(np.asarray(above[tuple(fine)]), factor, "max"))

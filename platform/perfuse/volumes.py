@@ -202,12 +202,21 @@ def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce, out: Voxels | None 
     return out
 
 
-def fill_coarser(arrays: list[zarr.Array[Any]], levels: list[Level], reduce: Reduce) -> None:
-    """Compute levels 1…n from stored level 0, one shard at a time."""
+def fill_coarser(
+    arrays: list[zarr.Array[Any]], levels: list[Level], reduce: Reduce, changed: Box | None = None
+) -> None:
+    """Compute levels 1…n from stored level 0, one shard at a time.
+
+    changed: the box of level 0 outside which the levels stand already; only shards that it meets are computed.
+    """
+    changed = changed or Box.whole(levels[0].shape_zyx)
     for above, below, level in zip(arrays[:-1], arrays[1:], levels[1:], strict=True):
+        start = index3([a // f for a, f in zip(changed.start, level.factor_zyx, strict=True)])
+        changed = Box(start, index3([-(-b // f) for b, f in zip(changed.stop, level.factor_zyx, strict=True)]))
         for box in blocks(index3(below.shape), index3(below.shards or below.chunks)):
-            source = np.asarray(above[_source_box(box, level, above).slices])
-            write_shards(below, box, halve(source, level.factor_zyx, reduce))
+            if not box.intersect(changed).empty:
+                source = np.asarray(above[_source_box(box, level, above).slices])
+                write_shards(below, box, halve(source, level.factor_zyx, reduce))
 
 
 def _source_box(box: Box, level: Level, above: zarr.Array[Any]) -> Box:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,19 @@ def ray_here() -> Iterator[None]:
     connect(2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    """Two threads to read sources with."""
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+@pytest.fixture
+def multi_page(tmp_path: Path) -> Path:
+    """A TIFF of twelve LZW pages without metadata of tifffile's own."""
+    path = tmp_path / "stack.tif"
+    volume = np.random.default_rng(0).integers(0, 9, (12, 32, 32), dtype=np.uint8)
+    tifffile.imwrite(path, volume, photometric="minisblack", compression="lzw", metadata=None)
+    return path

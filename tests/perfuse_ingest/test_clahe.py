@@ -1,7 +1,7 @@
 """Equalisation: as another library does it where both can, the same however it is cut, and monotonic."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,6 @@ from perfuse_ingest.shaping import Shaping
 from perfuse_ingest.sources import open_source
 
 Volume = np.ndarray[Any, Any]
-
-
-@pytest.fixture
-def pool() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
 
 
 def equalised(folder: Path, pool: Executor, box: Box | None = None) -> Volume:

@@ -108,20 +108,11 @@ def test_texts_are_passed_over_and_said(slices: Path, tmp_path: Path, capsys: py
     assert "passed over SOURCE.txt" in capsys.readouterr().err
 
 
-def multi_page(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    path = tmp_path / "stack.tif"
-    volume = rng.integers(0, 9, (12, 32, 32), dtype=np.uint8)
-    tifffile.imwrite(path, volume, photometric="minisblack", compression="lzw", metadata=None)
-    return path
-
-
-def test_damage_that_the_header_hides_is_found_when_decoding(tmp_path: Path) -> None:
-    path = multi_page(tmp_path)
-    with tifffile.TiffFile(path) as tiff:
+def test_damage_that_the_header_hides_is_found_when_decoding(tmp_path: Path, multi_page: Path) -> None:
+    with tifffile.TiffFile(multi_page) as tiff:
         offset, count = tiff.pages[7].dataoffsets[0], tiff.pages[7].databytecounts[0]
-    data = bytearray(path.read_bytes())
+    data = bytearray(multi_page.read_bytes())
     data[offset : offset + count] = b"\xff" * count
-    path.write_bytes(data)
+    multi_page.write_bytes(data)
     with pytest.raises(SliceError, match=r"Slice 7 \(.*stack\.tif\)"):
-        ingest(str(path), str(tmp_path / "k1.ome.zarr"), **ABOUT)
+        ingest(str(multi_page), str(tmp_path / "k1.ome.zarr"), **ABOUT)

@@ -282,7 +282,7 @@ def test_another_call_ends_what_was_interrupted(scan_url: str, add: Add, monkeyp
     whole, part = random_mask(1), random_mask(2, PART.shape)
     add(whole)
     with monkeypatch.context() as patch:
-        patch.setattr("perfuse.label_updates._refresh_coarser", lambda *_: (_ for _ in ()).throw(Crash()))
+        patch.setattr("perfuse.volumes.fill_coarser", lambda *_: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             add(part, PART, author="Ada")
     scan = Scan.open(scan_url)

@@ -208,32 +208,22 @@ def test_a_file_that_changes_after_its_check_is_named(tmp_path: Path, pool: Thre
         source.read(Box.whole(volume.shape), pool)
 
 
-def multi_page(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    path = tmp_path / "stack.tif"
-    volume = rng.integers(0, 9, (12, 32, 32), dtype=np.uint8)
-    tifffile.imwrite(path, volume, photometric="minisblack", compression="lzw", metadata=None)
-    return path
-
-
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
-def test_a_torn_multi_page_tiff_is_never_a_shorter_stack(tmp_path: Path, share: float) -> None:
-    path = multi_page(tmp_path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+def test_a_torn_multi_page_tiff_is_never_a_shorter_stack(multi_page: Path, share: float) -> None:
+    data = multi_page.read_bytes()
+    multi_page.write_bytes(data[: int(share * len(data))])
     with pytest.raises(SliceError, match=r"stack\.tif"):
-        open_source(str(path))
+        open_source(str(multi_page))
 
 
-def test_a_file_that_ends_after_a_page_is_torn(tmp_path: Path) -> None:
-    path = multi_page(tmp_path)
-    with tifffile.TiffFile(path) as tiff:
+def test_a_file_that_ends_after_a_page_is_torn(multi_page: Path) -> None:
+    with tifffile.TiffFile(multi_page) as tiff:
         page = tiff.pages[7]
         end = max(page.dataoffsets[-1] + page.databytecounts[-1], page.offset + 2 + 12 * len(page.tags) + 4)
         assert tiff.pages[8].offset >= end
-    os.truncate(path, end)
+    os.truncate(multi_page, end)
     with pytest.raises(SliceError, match=r"Slice 8 \(.*stack.tif\) is lost: the file is truncated after page 7"):
-        open_source(str(path))
+        open_source(str(multi_page))
 
 
 def test_a_file_that_is_cut_after_its_check_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:

@@ -1,7 +1,7 @@
 """A crop, a window and other voxels are the same whether a volume is changed whole or slab by slab."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,6 @@ from perfuse_ingest.transforms import Resampled
 
 Volume = np.ndarray[Any, Any]
 ABOUT: dict[str, Any] = {"specimen": "k1", "organ": "kidney", "mask": False}
-
-
-@pytest.fixture
-def pool() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """Volumes in chunks read as z, y, x, whoever wrote them, wherever they lie, in whatever order their axes are stored."""
 
 import pickle
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ from perfuse_ingest.sources.volumes import is_volume, open_volume
 Volume = np.ndarray[Any, Any]
 SHAPE = (21, 34, 45)
 WHOLE = Box.whole(SHAPE)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 import gzip
 import pickle
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ Volume = np.ndarray[Any, Any]
 SHAPE = (13, 22, 19)
 WHOLE = Box.whole(SHAPE)
 PART = Box((3, 5, 2), (9, 20, 17))
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
 
 
 def values(dtype: str) -> Volume:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,12 +23,6 @@ from perfuse_ingest.sources.volumes import is_volume, open_volume
 Volume = np.ndarray[Any, Any]
 SHAPE = (21, 34, 45)
 WHOLE = Box.whole(SHAPE)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
 
 
 @pytest.fixture(scope="module")

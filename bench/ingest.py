@@ -2,8 +2,9 @@
 
 All read the same 512 slices of 1303 × 912 uint16 from a RAM disk and write to it, on two threads or processes, each run in a
 process of its own, contenders by turns. The floor decodes all slices and compresses all levels, and does nothing else: no
-histogram, no digests, no files. Peers are run where their Python is given: PERFUSE_PEER_NGFF_ZARR=…/bin/python, and
-PERFUSE_PEER_STACK_TO_CHUNK likewise; each in a virtual environment of its own, for their pins differ.
+histogram, no digests, no files; the stored floor writes files as well. Peers are run where their Python is given:
+PERFUSE_PEER_NGFF_ZARR=…/bin/python, and PERFUSE_PEER_STACK_TO_CHUNK likewise; each in a virtual environment of its own, for
+their pins differ.
 
     --runs N    runs of each (3)
     --quick     without JPEG 2000 and the long stack
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    here = {"floor": sys.executable, "perfuse": sys.executable}
+    here = dict.fromkeys(("floor", "stored_floor", "perfuse"), sys.executable)
     peers = {name: python for name, python in PEERS.items() if python}
     kinds = ("tiff", "lzw") if asked.quick else ("tiff", "lzw", "jp2")
     for kind in kinds:

@@ -47,6 +47,16 @@ def volume(paths: list[Path], thickness: int):
 
 def floor(paths: list[Path], out: str, same: bool) -> Work:
     """Decodes all slices and compresses all levels on two threads, and does nothing else: the coarser levels are given."""
+    return _floor(paths, same, lambda *_: None)
+
+
+def stored_floor(paths: list[Path], out: str, same: bool) -> Work:
+    """The floor, and writes what it compressed, a file a layer of chunks."""
+    Path(out).mkdir(parents=True)
+    return _floor(paths, same, lambda name, compressed: (Path(out) / name).write_bytes(b"".join(compressed)))
+
+
+def _floor(paths: list[Path], same: bool, store: Callable[[str, list[bytes]], object]) -> Work:
     import numcodecs.blosc
     from numcodecs import Blosc
 
@@ -63,23 +73,24 @@ def floor(paths: list[Path], out: str, same: bool) -> Work:
         coarse.append(whole)
     del whole
 
-    def compress(voxels: np.ndarray) -> None:
+    def compress(name: str, voxels: np.ndarray) -> None:
         for z in range(0, voxels.shape[0], edge):
+            layer = []
             for y in range(0, voxels.shape[1], edge):
                 for x in range(0, voxels.shape[2], edge):
                     part = voxels[z : z + edge, y : y + edge, x : x + edge]
                     chunk = np.zeros((edge,) * 3, part.dtype)
                     chunk[tuple(slice(n) for n in part.shape)] = part
-                    codec.encode(chunk)
+                    layer.append(codec.encode(chunk))
+            store(f"{name}-{z}", layer)
 
     def slab(first: int) -> None:
-        block = np.stack([read(p) for p in paths[first : first + edge]])
-        compress(block)
+        compress(f"0-{first}", np.stack([read(p) for p in paths[first : first + edge]]))
 
     def work() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(slab, range(0, len(paths), edge)))
-            list(pool.map(compress, coarse))
+            list(pool.map(compress, map(str, range(1, len(coarse) + 1)), coarse))
 
     return work
 
@@ -88,7 +99,10 @@ def perfuse(paths: list[Path], out: str, same: bool) -> Work:
     """`perfuse ingest` without its organ mask and picture, which no other makes."""
     import perfuse_ingest.schedulers  # noqa: F401
     from perfuse.volumes import LAYOUT, Layout
+    from perfuse_ingest import ingest as module
     from perfuse_ingest.ingest import ingest
+
+    module.refresh = lambda url: url
 
     layout = Layout("zstd", 3, "shuffle", EDGE, (1, 4, 4)) if same else LAYOUT
     about = {"voxel_size_um": (UM, UM, UM), "specimen": "k", "organ": "kidney", "mask": False}
@@ -172,7 +186,7 @@ def stack_to_chunk(paths: list[Path], out: str, same: bool) -> Work:
     return work
 
 
-CONTENDERS = {f.__name__: f for f in (floor, perfuse, ome_zarr, ngff_zarr, stack_to_chunk)}
+CONTENDERS = {f.__name__: f for f in (floor, stored_floor, perfuse, ome_zarr, ngff_zarr, stack_to_chunk)}
 
 
 def cpu_seconds() -> float:

@@ -27,13 +27,13 @@ def _errors(image: Plane, truth: Plane, found: Plane) -> Plane:
     return colours
 
 
-def png(figure: Any) -> bytes:
-    """A matplotlib figure as PNG: the same bytes for the same figure."""
+def png(figure: Any, texts: dict[str, str] | None = None) -> bytes:
+    """A matplotlib figure as PNG, with texts by keyword: the same bytes for the same figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None, **(texts or {})})
     return buffer.getvalue()
 
 

@@ -4,13 +4,15 @@ It lies in the scan as `perfuse/quicklook.png`; readers of Zarr and OME-Zarr do 
 single planes, so it costs the same for any scan, and the same scan gives the same bytes.
 """
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from perfuse import intensity, measured, storage
+from perfuse import __version__, intensity, measured, storage
 from perfuse.catalog import ORGAN, Scan
 from perfuse.geometry import Index3, along_axis, index3, move_axis
 from perfuse.pictures import Plane, png, round_length
@@ -24,6 +26,8 @@ SIDE = 4.6
 ORGAN_COLOUR = "#2bd9e8"
 COLOURS = ("#ff4433", "#ffb000", "#e35bff", "#5cff6e", "#5b8cff", "#ffffff")
 """Of the other labels, by turns."""
+SHOWS = "shows"
+"""Keyword of the PNG text with the digest of what was drawn."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,26 @@ def path(scan_url: str) -> str:
 
 
 def write(scan: Scan) -> str:
-    """Make the picture, put it into the scan unless it is there, and return its URL."""
-    url, picture = path(scan.url), render(scan)
-    if not storage.exists(url) or storage.read_bytes(url) != picture:
-        storage.write_bytes(url, picture)
+    """Make the picture, unless that in the scan shows what the scan is now; returns its URL."""
+    url = path(scan.url)
+    if not storage.exists(url) or _shown_by(storage.read_bytes(url)) != _shown(scan):
+        storage.write_bytes(url, render(scan))
     return url
+
+
+def _shown(scan: Scan) -> str:
+    """Digest of all that a picture of the scan depends on."""
+    labels = {name: info.model_dump(mode="json") for name, info in scan.labels().items()}
+    current = measured.is_current(scan.group, scan.organ_identity)
+    return storage.digest_json([__version__, scan.info.model_dump(mode="json"), labels, current])
+
+
+def _shown_by(picture: bytes) -> str | None:
+    try:
+        with Image.open(io.BytesIO(picture), formats=["PNG"]) as opened:
+            return opened.info.get(SHOWS)
+    except (OSError, SyntaxError):
+        return None
 
 
 def render(scan: Scan) -> bytes:
@@ -68,7 +87,7 @@ def render(scan: Scan) -> bytes:
         _draw_planes(figure, scan, looks, sizes, stretch)
         _draw_histogram(figure, scan, width + 1.15, tall)
         _write_words(figure, scan, width + 1.15, looks)
-        return png(figure)
+        return png(figure, {SHOWS: _shown(scan)})
 
 
 def _middle(scan: Scan) -> Index3:

@@ -18,18 +18,21 @@ def augment(
 
     image: float32[planes, n, n], 0 … 1 between the percentiles; target, known: float32[1, n, n].
     """
-    if settings.flip_and_turn:
-        image, target, known = _turn(image, target, known, rng)
-    if settings.zoom > 1:
-        image, target, known = _zoom(image, target, known, settings.zoom ** rng.uniform(-1, 1))
+    image, target, known = _turn(image, target, known, settings, rng)
+    if rng.random() < settings.warp.chance:
+        low, high = np.log(settings.warp.scale)
+        image, target, known = _zoom(image, target, known, float(np.exp(rng.uniform(low, high))))
     return _intensity(image, settings, rng), np.ascontiguousarray(target), np.ascontiguousarray(known)
 
 
-def _turn(image: Planes, target: Planes, known: Planes, rng: np.random.Generator) -> tuple[Planes, Planes, Planes]:
-    turns, mirror, reverse = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+def _turn(
+    image: Planes, target: Planes, known: Planes, settings: "Augmentation", rng: np.random.Generator
+) -> tuple[Planes, Planes, Planes]:
+    turns = int(rng.integers(4)) if rng.random() < settings.quarter_turns else 0
+    rows, columns, reverse = rng.random(3) < settings.flips
     image, target, known = (np.rot90(part, turns, (1, 2)) for part in (image, target, known))
-    if mirror:
-        image, target, known = (part[..., ::-1] for part in (image, target, known))
+    mirrored = (slice(None), slice(None, None, -1 if rows else 1), slice(None, None, -1 if columns else 1))
+    image, target, known = (part[mirrored] for part in (image, target, known))
     return image[::-1] if reverse else image, target, known
 
 
@@ -49,7 +52,9 @@ def _zoom(image: Planes, target: Planes, known: Planes, factor: float) -> tuple[
 
 
 def _intensity(image: Planes, settings: "Augmentation", rng: np.random.Generator) -> Planes:
-    contrast, brightness = settings.intensity * rng.uniform(-1, 1, 2).astype(np.float32)
+    contrast, brightness = np.float32([settings.contrast, settings.brightness]) * rng.uniform(-1, 1, 2).astype(
+        np.float32
+    )
     power = (1 + settings.gamma) ** rng.uniform(-1, 1)
     deviation = np.float32(settings.noise * rng.random())
     varied: Planes = image + (contrast * (image - image.mean()) + brightness)

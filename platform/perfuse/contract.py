@@ -1,5 +1,6 @@
 """What inference must repeat of training: the contract that travels with the weights."""
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,7 +17,10 @@ class Frozen(BaseModel):
 
 
 class Normalisation(Frozen):
-    """From two percentiles of the whole scan to 0 and 1; tails are kept up to `clip` beyond."""
+    """Intensities to 0 and 1: between two percentiles of the whole scan, or by a fixed divisor; tails are kept up to `clip` beyond."""
+
+    divisor: float | None = Field(None, gt=0)
+    """v / divisor, whatever the scan's percentiles are, as for uint16 that an instrument has calibrated. None: percentiles."""
 
     lower_percent: float = Field(0.5, ge=0, lt=100)
     upper_percent: float = Field(99.5, gt=0, le=100)
@@ -33,22 +37,44 @@ class Normalisation(Frozen):
         return self
 
 
+class Standardisation(Frozen):
+    """Mean 0 and standard deviation 1 of each crop or tile, then a leaky clip: beyond low and high only `slope` is left."""
+
+    low: float = Field(-3.0, lt=0)
+    high: float = Field(5.0, gt=0)
+    slope: float = Field(1e-3, ge=0, le=1)
+
+
 class Network(Frozen):
-    """A segmentation-models-pytorch network; inputs are `planes` consecutive planes, output is one logit a pixel."""
+    """A segmentation network; inputs are panels of `planes` planes, outputs are logits of the middle one or of each."""
 
     architecture: str = "unet"
     encoder: str = "resnet18"
     encoder_weights: str | None = "imagenet"
     """Pretrained weights to start training from; never loaded for inference."""
-    planes: int = Field(1, ge=1, le=9)
-    """Panel: an odd number of consecutive planes as channels; the middle one is segmented."""
+    module: str | None = None
+    """package.module:Class of a network of one's own, called with in_channels and classes, in place of architecture and encoder."""
+    planes: int = Field(1, ge=1, le=16)
+    """Planes of a panel, as channels."""
+    plane_stride: int = Field(1, ge=1, le=8)
+    """From one plane of a panel to the next, in planes of the scan."""
+    outputs: Literal["middle", "all"] = "middle"
+    """Which planes of a panel are segmented; middle needs an odd number of them."""
+    mosaic: bool = False
+    """The planes of a panel lie side by side in one square picture of one channel, row by row; a square number of them."""
+    input_scale: float = Field(1.0, ge=0.25, le=4)
+    """The network sees its input this factor larger (bilinear); logits are brought back."""
+    standardise: Standardisation | None = None
+    """Of each crop or tile before the network; None: as it is normalised."""
     decoder_channels: tuple[int, ...] | None = Field(None, min_length=3, max_length=5)
     """From coarse to fine, one for each stage of the encoder that is used; None: the architecture's own."""
 
     @model_validator(mode="after")
-    def _odd(self) -> "Network":
-        if self.planes % 2 == 0:
-            raise ValueError(f"planes must be odd, so that there is a middle plane; got {self.planes}")
+    def _possible(self) -> "Network":
+        if self.outputs == "middle" and self.planes % 2 == 0:
+            raise ValueError(f"planes must be odd, so that there is a middle plane (or outputs=all); got {self.planes}")
+        if self.mosaic and (math.isqrt(self.planes) ** 2 != self.planes or self.outputs != "all"):
+            raise ValueError(f"a mosaic needs 1, 4, 9 or 16 planes and outputs=all; got {self.planes}, {self.outputs}")
         return self
 
 

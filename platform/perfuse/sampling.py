@@ -97,7 +97,7 @@ def _brick(job: TrainingJob, group: int, slot: int) -> Brick:
     axis = "zyx".index(recipe.axes[rng.integers(len(recipe.axes))])
     scan, vessel, coarse_shape = _opened(source)
     centre = _somewhere(source, rng)
-    if len(vessel) and rng.random() < max(recipe.foreground_share, 0.5):
+    if len(vessel) and rng.random() < max(recipe.sampling.foreground_share, 0.5):
         centre = (vessel[rng.integers(len(vessel))] + rng.random(3)) / coarse_shape
     return _read(job, source, scan, axis, _brick_box(recipe.crop, scan.shape_zyx, axis, centre))
 
@@ -161,7 +161,7 @@ def _crop(job: TrainingJob, brick: Brick, step: int, position: int) -> tuple[npt
     planes, *plane_shape = brick.target.shape
     plane = int(rng.integers(planes))
     at = rng.random(2) * np.maximum(np.subtract(plane_shape, recipe.crop), 0)
-    if len(brick.vessel) and rng.random() < recipe.foreground_share:
+    if len(brick.vessel) and rng.random() < recipe.sampling.foreground_share:
         plane, *pixel = brick.vessel[rng.integers(len(brick.vessel))]
         at = pixel - rng.integers(recipe.crop, size=2)
     start = np.clip(np.round(at), 0, np.maximum(np.subtract(plane_shape, recipe.crop), 0)).astype(int)

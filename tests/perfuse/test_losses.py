@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfuse.losses import masked_bce, masked_dice
+from perfuse.losses import bce, dice
 
 LOGITS = torch.tensor([[0.3, -2.0, 1.5, 4.0]], dtype=torch.float64)
 TARGET = torch.tensor([[1.0, 0.0, 0.25, 1.0]], dtype=torch.float64)
@@ -17,7 +17,7 @@ def test_bce_is_the_mean_over_known_pixels() -> None:
     for x, t in zip(LOGITS[0, :3].tolist(), TARGET[0, :3].tolist(), strict=True):
         p = 1 / (1 + math.exp(-x))
         each.append(-t * math.log(p) - (1 - t) * math.log(1 - p))
-    assert masked_bce(LOGITS, TARGET, KNOWN).item() == pytest.approx(sum(each) / 3)
+    assert bce(LOGITS, TARGET, KNOWN).item() == pytest.approx(sum(each) / 3)
 
 
 def test_dice_is_the_smoothed_overlap_of_known_pixels() -> None:
@@ -25,16 +25,16 @@ def test_dice_is_the_smoothed_overlap_of_known_pixels() -> None:
     t = TARGET[0, :3].tolist()
     overlap = sum(a * b for a, b in zip(p, t, strict=True))
     expected = 1 - (2 * overlap + 1) / (sum(p) + sum(t) + 1)
-    assert masked_dice(LOGITS, TARGET, KNOWN).item() == pytest.approx(expected)
+    assert dice(LOGITS, TARGET, KNOWN).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("loss", [masked_bce, masked_dice])
+@pytest.mark.parametrize("loss", [bce, dice])
 def test_gradients_are_those_of_finite_differences(loss) -> None:
     logits = LOGITS.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, TARGET, KNOWN), logits)
 
 
-@pytest.mark.parametrize("loss", [masked_bce, masked_dice])
+@pytest.mark.parametrize("loss", [bce, dice])
 @given(hidden=st.floats(-50, 50), answer=st.floats(0, 1))
 def test_what_is_unknown_changes_neither_loss_nor_gradient(loss, hidden: float, answer: float) -> None:
     logits, target = LOGITS.clone(), TARGET.clone()
@@ -47,12 +47,12 @@ def test_what_is_unknown_changes_neither_loss_nor_gradient(loss, hidden: float, 
     assert logits.grad[0, 3].item() == 0
 
 
-@pytest.mark.parametrize("loss", [masked_bce, masked_dice])
+@pytest.mark.parametrize("loss", [bce, dice])
 def test_nothing_known_costs_nothing(loss) -> None:
     assert loss(LOGITS, TARGET, torch.zeros_like(KNOWN)).item() == 0
 
 
-@pytest.mark.parametrize("loss", [masked_bce, masked_dice])
+@pytest.mark.parametrize("loss", [bce, dice])
 def test_certain_and_wrong_stays_finite(loss) -> None:
     far = torch.tensor([[1e4, -1e4]])
     assert torch.isfinite(loss(far, torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)))

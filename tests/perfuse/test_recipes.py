@@ -24,14 +24,14 @@ def test_settings_replace_values_of_every_kind() -> None:
             "network.decoder_channels=64,32,16,16,8",
             "axes=z,y",
             "holdout=2020-31,b",
-            "augmentation.flip_and_turn=false",
+            "augmentation.flips=0",
         ],
     )
     assert (recipe.steps, recipe.learning_rate, recipe.axes) == (7, 1e-4, ("z", "y"))
     assert (recipe.network.encoder, recipe.network.encoder_weights) == ("resnet34", "imagenet")
     assert recipe.network.decoder_channels == (64, 32, 16, 16, 8)
     assert recipe.holdout == ("2020-31", "b")
-    assert not recipe.augmentation.flip_and_turn
+    assert recipe.augmentation.flips == 0
 
 
 def test_none_and_nothing_take_values_away() -> None:
@@ -67,9 +67,9 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
         load_recipe("quickstrat")
 
 
-def test_a_loss_without_weights_is_refused() -> None:
-    with pytest.raises(RecipeError, match="cannot both be 0"):
-        load_recipe("quickstart", ["bce=0", "dice=0"])
+def test_a_loss_without_weight_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"losses\.0\.weight = '0': .*greater than 0"):
+        load_recipe("quickstart", ["losses.0.weight=0"])
 
 
 def test_a_recipe_cannot_change() -> None:

@@ -13,11 +13,12 @@ from perfuse.augmentation import augment
 from perfuse.errors import RecipeError
 from perfuse.normalisation import bounds, normalise
 from perfuse.recipes import Augmentation, load_recipe
+from perfuse.recipes.schema import Warp
 from perfuse.training import TrainingJob, plan_job
 
 SHAPE = (40, 72, 90)
 SETTINGS = ["crop=32", "batch=12", "steps=21", "validation=v"]
-STILL = ["augmentation.flip_and_turn=false", *(f"augmentation.{k}=0" for k in ("intensity", "gamma", "noise"))]
+STILL = [f"augmentation.{k}=0" for k in ("flips", "quarter_turns", "brightness", "contrast", "gamma", "noise")]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_the_foreground_share_brings_crops_to_rare_vessels(tmp_path, make_scan, 
         make_scan(tmp_path, specimen, image, {"human": mask})
 
     def share(wanted: float) -> float:
-        recipe = load_recipe("quickstart", [*SETTINGS, *STILL, f"foreground_share={wanted}", "axes=z"])
+        recipe = load_recipe("quickstart", [*SETTINGS, *STILL, f"sampling.foreground_share={wanted}", "axes=z"])
         batches = _feed(plan_job(recipe, str(tmp_path), str(tmp_path)))
         return float(np.mean([b["target"].any((1, 2, 3)).mean() for b in batches]))
 
@@ -157,7 +158,8 @@ def test_what_is_not_marked_in_a_sparse_label_is_unknown(tmp_path, make_scan, tu
     image, mask = tubes(0, SHAPE)
     make_scan(tmp_path, "a", image, {"human": mask}, kind="sparse", coverage=0.5)
     make_scan(tmp_path, "v", *[tubes(1, SHAPE)[0]], {"human": tubes(1, SHAPE)[1]})
-    job = plan_job(load_recipe("quickstart", [*SETTINGS, "augmentation.zoom=1.5"]), str(tmp_path), str(tmp_path))
+    zoom = ["augmentation.warp.chance=1", "augmentation.warp.scale=0.67,1.5"]
+    job = plan_job(load_recipe("quickstart", [*SETTINGS, *zoom]), str(tmp_path), str(tmp_path))
     for batch in _feed(job):
         assert (batch["target"][batch["known"] == 1] == 1).all()
         assert (batch["known"] == 0).any()
@@ -185,7 +187,8 @@ def test_a_scan_smaller_than_a_crop_is_mirrored_and_the_mirrored_is_unknown(tmp_
     assert np.array_equal(batch["image"][:, :, 20:], batch["image"][:, :, 8:20][:, :, ::-1])
 
 
-ALL = Augmentation(flip_and_turn=True, zoom=1.5, intensity=0.3, gamma=1.0, noise=0.1)
+ZOOM = Warp(chance=1, scale=(1 / 1.5, 1.5))
+ALL = Augmentation(warp=ZOOM, brightness=0.3, contrast=0.3, gamma=1.0, noise=0.1)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -193,7 +196,7 @@ def test_image_and_label_move_together(seed: int) -> None:
     rng = np.random.default_rng(0)
     target = np.repeat(np.repeat(rng.integers(0, 2, (1, 8, 8)), 8, 1), 8, 2).astype(np.float32)
     known = np.ones_like(target)
-    moved = Augmentation(flip_and_turn=True, zoom=1.5, intensity=0, gamma=0, noise=0)
+    moved = Augmentation(warp=ZOOM, brightness=0, contrast=0, gamma=0, noise=0)
     image, label, seen = augment(np.repeat(target, 3, 0), target, known, moved, np.random.default_rng(seed))
     apart = np.abs(image[1] - label[0])[seen[0] == 1]
     assert apart.max() <= 0.75 + 1e-6, "bilinear and nearest differ by less than a pixel"

@@ -30,7 +30,6 @@ TINY = [
     "crop=32",
     "batch=4",
     "tile=64",
-    "warmup_steps=2",
     "validation=v",
     "steps=6",
     "validate_every=3",
@@ -79,7 +78,7 @@ def test_a_job_learns_validates_and_ends_as_a_bundle(undisturbed) -> None:
     assert is_finished(job)
     assert sorted(reports) == [1, 3, 6]
     learning, validation = (
-        {"loss", "bce", "dice_loss", "learning_rate"},
+        {"loss", "bce_loss", "dice_loss", "learning_rate"},
         {"val_dice", "val_surface_dice", "val_threshold"},
     )
     assert set(reports[1]) == learning

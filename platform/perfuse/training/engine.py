@@ -1,17 +1,17 @@
 """The loop: batches in, checkpoints and metrics out. The same for one process and for each rank of many."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
-from perfuse.losses import masked_bce, masked_dice
+from perfuse.losses import combined
 from perfuse.models import best_device, build, resolve_precision
 from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
+from perfuse.training.optimisation import learning_rate, optimiser
 from perfuse.training.validation import validate
 
 Report = Callable[[int, dict[str, float], dict[str, bytes]], None]
@@ -62,9 +62,7 @@ class _State:
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = build(recipe.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged.load_state_dict(self.network.state_dict())
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        self.optimiser = optimiser(recipe, self.network.parameters())
         self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, self._cpu(self.averaged)
         if saved is not None:
             self.network.load_state_dict(saved["network"])
@@ -108,7 +106,7 @@ def _step(
     network: torch.nn.Module, state: _State, batch: dict[str, Any], recipe: Recipe, device: str
 ) -> dict[str, float]:
     image, target, known = (torch.from_numpy(np.array(batch[k])).to(device) for k in ("image", "target", "known"))
-    rate = _learning_rate(recipe, state.step)
+    rate = learning_rate(recipe, state.step)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     network.train()
@@ -116,20 +114,14 @@ def _step(
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         logits = network(image.contiguous(memory_format=torch.channels_last))
     logits = logits.float()
-    bce, dice = masked_bce(logits, target, known), masked_dice(logits, target, known)
-    loss = recipe.bce * bce + recipe.dice * dice
+    loss, parts = combined(recipe.losses, logits, target, known)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+    if recipe.clip_value is not None:
+        torch.nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
+    if recipe.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
     state.optimiser.step()
     state.step += 1
     state.average(recipe.ema_decay)
-    return {"loss": loss.item(), "bce": bce.item(), "dice_loss": dice.item(), "learning_rate": rate}
-
-
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    share = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
-    return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+    return {"loss": loss.item(), "learning_rate": rate} | {f"{kind}_loss": part.item() for kind, part in parts.items()}

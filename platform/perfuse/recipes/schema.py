@@ -1,0 +1,179 @@
+"""What a recipe is made of: typed, complete, and refused where it cannot work."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from perfuse.contract import Axis, Frozen, Network, Normalisation
+
+Chance = Field(0.0, ge=0, le=1)
+"""Probability with which a crop is varied so."""
+Positive = Field(gt=0)
+
+
+class Warp(Frozen):
+    """Shift, scale and rotation about the middle of a crop, in one resampling."""
+
+    chance: float = Chance
+    shift: float = Field(0.0, ge=0, le=0.5)
+    """At most, in crops."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Things become larger by a factor between these: 0.8 shows 50 µm pixels as 63 µm ones."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Degrees, at most, either way."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Warp":
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale goes from the smaller factor to the larger, both above 0; got {self.scale}")
+        return self
+
+
+class Deformation(Frozen):
+    """A smooth displacement, in the same resampling as the warp: one of `kinds`, by turns."""
+
+    chance: float = Chance
+    kinds: tuple[Literal["elastic", "grid", "optical"], ...] = Field(("elastic", "grid", "optical"), min_length=1)
+    strength: float = Field(0.05, gt=0, le=0.5)
+    """The largest displacement, in crops."""
+
+
+class Augmentation(Frozen):
+    """Random changes of a crop; each a pure function of seed, step and position in the batch."""
+
+    flips: float = Field(0.5, ge=0, le=1)
+    """Chance of each of: rows mirrored, columns mirrored, planes in the other order."""
+    quarter_turns: float = Field(1.0, ge=0, le=1)
+    """Chance of a turn by 0, 90, 180 or 270 degrees."""
+    warp: Warp = Warp()
+    deformation: Deformation = Deformation()
+    brightness: float = Field(0.15, ge=0, le=1)
+    """Brightness moves by up to this share of the contrast window."""
+    contrast: float = Field(0.15, ge=0, le=1)
+    """Contrast moves by up to this share, about the mean of the crop."""
+    brightness_contrast_chance: float = Field(1.0, ge=0, le=1)
+    gamma: float = Field(0.2, ge=0, le=3)
+    """Gamma between 1 / (1 + g) and 1 + g."""
+    gamma_chance: float = Field(1.0, ge=0, le=1)
+    blur: tuple[Literal["gauss", "motion"], ...] = ()
+    blur_chance: float = Chance
+    sharpen_chance: float = Chance
+    """Of an unsharp mask or of local contrast, by turns."""
+    noise: float = Field(0.05, ge=0, le=1)
+    """Standard deviation of added noise, at most: of the contrast window, or of the crop where the network standardises."""
+    noise_chance: float = Field(1.0, ge=0, le=1)
+    each_plane: bool = False
+    """Every plane of a panel is changed in intensity on its own; else all alike."""
+
+
+class Loss(Frozen):
+    """One term of the loss, on logits, over known pixels."""
+
+    kind: Literal["bce", "boundary_bce", "dice", "focal", "tversky", "boundary_dou", "signed_distance", "surface_dice"]
+    weight: float = Field(1.0, gt=0)
+    boundary: float = Field(1.0, ge=0)
+    """boundary_bce: pixels of the inner boundary weigh 1 + this."""
+    volumetric: bool = False
+    """boundary_bce: the boundary of the panel's planes as a volume; else of each plane."""
+    iso: float = Field(0.5, gt=0, lt=1)
+    """The level of a soft target that counts as its surface."""
+    smooth: float = Field(1.0, ge=0)
+    """dice, tversky: added above and below."""
+    gamma: float = Field(2.0, ge=0)
+    """focal: exponent."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """tversky: weight of what is wrongly found. focal: weight of vessel."""
+    beta: float = Field(0.5, ge=0, le=1)
+    """tversky: weight of what is missed."""
+
+
+class Phase(Frozen):
+    """A stretch of the learning rate's schedule."""
+
+    kind: Literal["constant", "linear", "cosine"]
+    share: float = Field(gt=0)
+    """Of all steps; the shares of a schedule are brought to a sum of 1."""
+    start: float = Field(1.0, ge=0)
+    """Of the learning rate."""
+    end: float = Field(1.0, ge=0)
+
+
+class Sampling(Frozen):
+    """Which crops are seen."""
+
+    order: Literal["random", "grid"] = "random"
+    """grid: each epoch sees every crop of a grid over all scans and axes once, in random order."""
+    overlap: float = Field(0.0, ge=0, lt=1)
+    """grid: share of a crop that it has in common with the next."""
+    foreground_share: float = Field(0.7, ge=0, le=1)
+    """random: share of crops that are laid over a vessel voxel."""
+    axis_weights: tuple[float, ...] = ()
+    """How often each axis of the recipe is taken; empty: equally often."""
+    oblique: float = Field(0.0, ge=0, le=1)
+    """random: share of crops whose plane is turned about a random direction."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Pixels of a crop are larger than the scan's by a factor between these: 1.26 brings 50 µm to 63 µm."""
+    by_coverage: bool = True
+    """Scans are taken the more often the more of them is annotated; else equally often."""
+
+
+class Recipe(Frozen):
+    """All that decides a training, besides the voxels."""
+
+    name: str
+    labels: tuple[str, ...] = Field(("human",), min_length=1)
+    """Labels in order of preference: each scan takes the first that it holds."""
+    train: tuple[str, ...] = ()
+    """Specimens to train on; empty: all labelled ones of other donors than validation and holdout."""
+    validation: tuple[str, ...] = ()
+    """Specimens that choose checkpoint and threshold; empty: one labelled donor, the last by name."""
+    holdout: tuple[str, ...] = ()
+    """Specimens that nothing may see, with all else of their donors."""
+    network: Network = Network()
+    normalisation: Normalisation = Normalisation()
+    axes: tuple[Axis, ...] = Field(("z", "y", "x"), min_length=1)
+    voxel_size_range: float = Field(1.5, ge=1)
+    """Inference is allowed on pixels this factor finer or coarser than those trained on."""
+    crop: int = Field(128, ge=32, multiple_of=32)
+    sampling: Sampling = Sampling()
+    augmentation: Augmentation = Augmentation()
+    batch: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients are added up for one step of the optimiser; a step sees batch × accumulate crops."""
+    steps: int = Field(1000, ge=1)
+    validate_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps that a killed training may lose."""
+    losses: tuple[Loss, ...] = Field((Loss(kind="bce", weight=0.5), Loss(kind="dice", weight=0.5)), min_length=1)
+    optimiser: Literal["adamw", "radam", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """sgd: with Nesterov's look ahead where it is not 0."""
+    schedule: tuple[Phase, ...] = Field(
+        (Phase(kind="linear", share=0.05, start=0.05), Phase(kind="cosine", share=0.95, end=0.01)), min_length=1
+    )
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    clip_norm: float | None = Field(1.0, gt=0)
+    clip_value: float | None = Field(None, gt=0)
+    frozen_encoder_steps: int = Field(0, ge=0)
+    """Steps at the beginning in which only the decoder learns."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the machine multiplies it natively."""
+    compiled: bool = False
+    gradient_checkpointing: bool = False
+    """Holds fewer activations, and computes them again: slower, for larger networks."""
+    criterion: Literal["best_surface_dice", "mean_surface_dice", "best_dice"] = "best_surface_dice"
+    """What the kept checkpoint is best in, on the validation scans: at its best threshold, or the mean over 39 thresholds
+    (0.025 … 0.975), which asks for robustness."""
+    init_from: str | None = None
+    """Weights to start from: a training's RUN, RUN@STEP, or a model's URI."""
+    seed: int = Field(0, ge=0)
+    tile: int = Field(256, ge=32, multiple_of=32)
+    overlap: float = Field(0.25, ge=0, le=0.75)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
+            raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
+        return self

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,12 @@ def start(folder: Path, part: str) -> dict[str, str]:
 def s3(stack_folder: Path) -> dict[str, str]:
     """A running object store: the environment of its clients (AWS_…, PERFUSE_BUCKET_URL)."""
     return start(stack_folder, "s3")
+
+
+@pytest.fixture
+def s3_again(s3: dict[str, str], stack_folder: Path) -> Callable[[], object]:
+    """Starts what has died of the object store; nothing where all runs."""
+    return lambda: start(stack_folder, "s3")
 
 
 @pytest.fixture(scope="session")

@@ -85,13 +85,14 @@ def _turned(source: Opened, place: Place) -> Brick:
     image, label = (np.empty(place.shape, form.dtype) for form in (source.image, source.label))
     known = np.empty(place.shape, np.uint8)
     read_image, read_label = (_by_chunks(source, form) for form in (source.image, source.label))
+    half = 0.5 if image.dtype.kind == "u" else 0.0
     steps = place.steps(source.scan.info.voxel_size_um)
     origin = place.origin(source.scan.info.voxel_size_um)
     for block in blocks(place.shape, (TURNED_BLOCK,) * 3):
         begin = origin + np.array(block.start) @ steps
         box = _around(begin, steps, block.shape, source.extent)
         inside = begin - box.start
-        kernels.turned_image(read_image(box), inside, steps, image[block.slices])
+        kernels.turned_image(read_image(box), inside, steps, half, image[block.slices])
         values = read_label(box)
         all_known = source.is_known(box)
         stated = EVERYWHERE if all_known else source.scan.read_known(source.source.label, box, values).view(np.uint8)

@@ -99,13 +99,15 @@ def vessels_per_row(label: Voxels, known: Voxels, out: Indices) -> None:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def turned_image(voxels: Voxels, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: Voxels) -> None:
-    """Trilinear samples, rounded where voxels are integers; beyond the volume its nearest voxel.
+def turned_image(
+    voxels: Voxels, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], half: float, out: Voxels
+) -> None:
+    """Trilinear samples; beyond the volume its nearest voxel.
 
-    out[i, j, k] lies at origin + (i, j, k) @ steps, in voxels of `voxels` [z, y, x]; steps: float64[3, 3].
+    out[i, j, k] lies at origin + (i, j, k) @ steps, in voxels of `voxels` [z, y, x]; steps: float64[3, 3]. half: 0.5 to
+    round to integers, else 0.
     """
     depth, rows, columns = voxels.shape
-    half = 0.5 if out.dtype.itemsize < 4 else 0.0
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
             for k in range(out.shape[2]):

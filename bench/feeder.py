@@ -1,7 +1,7 @@
 """.venv/bin/python bench/feeder.py: training crops a second, of 512² without augmentation, along mixed axes.
 
-A scan of uint16 with a label, in shards of 64³ chunks as `perfuse ingest` makes them, on a RAM disk. naive: zarr-python reads image and label of each
-crop. tensorstore: the same, with a cache of 2 GB. perfuse: `sampling.feed`, one process with a thread a core.
+A scan of uint16 with a label, in shards of 64³ chunks as `perfuse ingest` makes them, on a RAM disk. naive: zarr-python reads
+image and label of each crop. tensorstore: the same, with a cache of 2 GB. perfuse: `sampling.feed`, a thread a core.
 """
 
 import os

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfuse import sampling, volumes
@@ -30,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_scan: Any, tubes: Any)
 
 
 def planned(folder: Path, *extra: str) -> TrainingJob:
-    settings = ["crop=32", "batch=9", "steps=40", "accumulate=2", "validation=v", *extra]
-    return plan_job(load_recipe("quickstart", settings), str(folder), str(folder / "runs"))
+    values = ["crop=32", "batch=9", "steps=40", "accumulate=2", "validation=v", *extra]
+    return plan_job(load_recipe("quickstart", values), str(folder), str(folder / "runs"))
 
 
 @pytest.mark.parametrize("order", ["random", "grid"])
@@ -122,8 +122,7 @@ def test_scans_are_taken_as_far_as_they_are_annotated(tmp_path: Path, make_scan:
         make_scan(tmp_path, specimen, image, {"human": mask})
 
     def share(*extra: str) -> float:
-        settings = ["batch=400", "steps=320", "sampling.foreground_share=0.2", *extra]
-        with Cutter(planned(tmp_path, *settings)) as cutter:
+        with Cutter(planned(tmp_path, "batch=400", "steps=320", "sampling.foreground_share=0.2", *extra)) as cutter:
             places = [cutter.order.place(step, 50 * k) for step in range(0, 640, 32) for k in range(8)]
             return float(np.mean([place.source == 0 for place in places]))
 

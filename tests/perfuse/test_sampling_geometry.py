@@ -65,7 +65,7 @@ def test_panels_are_planes_of_the_scan(case: Case, axis: str, planes: int, strid
     for place, window, crop in case.crops(f"axes={axis}", *wanted):
         seen, truth = (np.moveaxis(v, place.axis, 0) for v in (case.image, case.label))
         start = np.array([place.box.start[place.axis], *(s for a, s in enumerate(place.box.start) if a != place.axis)])
-        middle, row, column = (start + (window.plane, window.row, window.column)).astype(int)
+        middle, row, column = np.add(start, (window.plane, window.row, window.column)).astype(int)
         wish = middle + (np.arange(planes) - (planes - 1) // 2) * stride
         there = np.clip(wish, 0, len(seen) - 1)
         cut = (slice(row, row + 32), slice(column, column + 32))
@@ -114,7 +114,7 @@ def test_a_turned_crop_is_interpolated_along_its_plane(case: Case) -> None:
         steps = place.steps((50.0,) * 3)
         normals.append(steps[0])
         panel = np.stack(np.meshgrid((-1, 0, 1), range(32), range(32), indexing="ij"), -1)
-        at = place.origin((50.0,) * 3) + (panel + (window.plane, window.row, window.column)) @ steps
+        at = place.origin((50.0,) * 3) + np.add(panel, (window.plane, window.row, window.column)) @ steps
         at = np.moveaxis(at, -1, 0)
         image = ndimage.map_coordinates(case.image.astype(np.float64), at, order=1, mode="nearest")
         low, high = case.window

@@ -41,6 +41,9 @@ class Order(Protocol):
     def window(self, step: int, position: int, brick: Brick) -> Window:
         """Where in its brick it lies."""
 
+    def read(self, batches: int) -> Iterator[Place]:
+        """The bricks that so many batches are cut of, each as often as it has to be read."""
+
 
 def order_of(job: TrainingJob) -> Order:
     """The order in which a job sees crops."""
@@ -107,8 +110,18 @@ class Cutter:
     def look_ahead(self, step: int, wanted: range) -> None:
         """Begin to read what the steps of the next group need, as far as there is room beside what this one needs.
 
-        Raises PlanError when the bricks of one step do not fit.
+        Raises PlanError as `check`.
         """
+        needed = self.check(step, wanted)
+        now = self.places(step, wanted)
+        later = min(step + GROUP_STEPS, self.job.recipe.batches - 1)
+        for place in dict.fromkeys([*now, *self.places(later, wanted)]):
+            needed += 0 if place in now else self.bytes_of(place)
+            if needed <= BRICK_BYTES:
+                self.read(place)
+
+    def check(self, step: int, wanted: range) -> int:
+        """Memory of the bricks of a step; PlanError when they do not fit."""
         now = self.places(step, wanted)
         needed = sum(map(self.bytes_of, now))
         if needed > BRICK_BYTES:
@@ -116,11 +129,7 @@ class Cutter:
                 f"The {len(now)} bricks of a step take {needed >> 20} MiB, and {BRICK_BYTES >> 20} MiB may be held. "
                 "Choose a smaller crop (--set crop=…), or more workers."
             )
-        later = min(step + GROUP_STEPS, self.job.recipe.batches - 1)
-        for place in dict.fromkeys([*now, *self.places(later, wanted)]):
-            needed += 0 if place in now else self.bytes_of(place)
-            if needed <= BRICK_BYTES:
-                self.read(place)
+        return needed
 
     def batch(self, step: int, wanted: range) -> Crops:
         """The crops at some positions of a step, in their order; see `perfuse.sampling.cut`."""

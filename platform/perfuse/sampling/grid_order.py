@@ -3,6 +3,7 @@
 Memory follows the bricks, a few thousand for an organ, not the crops. Which crop is the i-th of an epoch is found by two searches.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -67,6 +68,14 @@ class GridOrder:
         first = group * self._bricks_at_once
         crops = int(self.counts[order[first : first + self._bricks_at_once]].sum())
         return np.random.default_rng([self.seed, 4, epoch, group]).permutation(crops)
+
+    def read(self, batches: int) -> Iterator[Place]:
+        """The bricks that so many batches are cut of, each as often as it has to be read."""
+        crops = batches * self.batch
+        for epoch in range(-(-crops // self.length)):
+            order, ends = self._epoch(epoch)
+            group = int(np.searchsorted(ends, crops - epoch * self.length)) // self._bricks_at_once
+            yield from (self.bricks[k].place for k in order[: (group + 1) * self._bricks_at_once])
 
     def place(self, step: int, position: int) -> Place:
         """The brick of which the crop at a position of a step is cut."""

@@ -92,7 +92,7 @@ class Place:
         return move_axis(self.box.shape, self.axis)
 
     def ends(self, extent: Box) -> tuple[tuple[bool, bool], ...]:
-        """For planes, rows and columns: does the brick begin, does it end where the scan does?"""
+        """For planes, rows and columns: whether the brick begins, and ends, where the scan does."""
         if self.turn is not None:
             return ((False, False),) * 3
         lower = move_axis(index3([a == b for a, b in zip(self.box.start, extent.start, strict=True)]), self.axis)

@@ -1,9 +1,11 @@
 """Crops at random: each step draws its own, from bricks that are kept for a group of steps."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from perfuse.geometry import Box, index3
 from perfuse.sampling.places import CROPS_PER_BRICK, Place, Room, Sizes, Window, around, bricks_at_once
@@ -34,6 +36,12 @@ class RandomOrder:
     def place(self, step: int, position: int) -> Place:
         """The brick of which the crop at a position of a step is cut."""
         return self._brick(step // GROUP_STEPS, position // self._per_brick)
+
+    def read(self, batches: int) -> Iterator[Place]:
+        """The bricks that so many batches are cut of, each as often as it has to be read."""
+        for group in range(-(-batches // GROUP_STEPS)):
+            for slot in range(-(-self.recipe.batch // self._per_brick)):
+                yield self._brick(group, slot)
 
     def _draw(self, group: int, slot: int) -> Place:
         sampling = self.recipe.sampling
@@ -70,11 +78,11 @@ class RandomOrder:
         return Window(plane, row, column, scale)
 
 
-def _unit(vector: "np.typing.NDArray[np.float64]") -> "np.typing.NDArray[np.float64]":
+def _unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def _about(point: "np.typing.NDArray[np.float64]", axis: int, sizes: Sizes) -> Box:
+def _about(point: npt.NDArray[np.float64], axis: int, sizes: Sizes) -> Box:
     planes, rows, columns = sizes.brick
     shape = [rows, columns]
     shape.insert(axis, planes)

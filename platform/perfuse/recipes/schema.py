@@ -9,6 +9,8 @@ from perfuse.contract import Axis, Frozen, Network, Normalisation
 Chance = Field(0.0, ge=0, le=1)
 """Probability with which a crop is varied so."""
 Positive = Field(gt=0)
+MOST_SCALE = 4.0
+"""Larger pixels are those of a coarser scan, not of an emulation."""
 
 
 class Warp(Frozen):
@@ -108,13 +110,25 @@ class Sampling(Frozen):
     foreground_share: float = Field(0.7, ge=0, le=1)
     """random: share of crops that are laid over a vessel voxel."""
     axis_weights: tuple[float, ...] = ()
-    """How often each axis of the recipe is taken; empty: equally often."""
+    """random: how often each axis of the recipe is taken; empty: equally often."""
     oblique: float = Field(0.0, ge=0, le=1)
     """random: share of crops whose plane is turned about a random direction."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Pixels of a crop are larger than the scan's by a factor between these: 1.26 brings 50 µm to 63 µm."""
+    """random: pixels of a crop are larger than the scan's by a factor between these: 1.26 brings 50 µm to 63 µm."""
     by_coverage: bool = True
-    """Scans are taken the more often the more of them is annotated; else equally often."""
+    """random: scans are taken the more often the more of them is annotated; else equally often."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Sampling":
+        if not 0 < self.scale[0] <= self.scale[1] <= MOST_SCALE:
+            raise ValueError(
+                f"scale goes from the smaller factor to the larger, above 0 and at most {MOST_SCALE:g}; got {self.scale}"
+            )
+        if any(weight <= 0 for weight in self.axis_weights):
+            raise ValueError(f"axis_weights are above 0; got {self.axis_weights}. Leave an axis out by --set axes=…")
+        if self.order == "grid" and (self.scale != (1, 1) or self.oblique or self.axis_weights):
+            raise ValueError("order=grid sees every crop once as it is: leave out scale, oblique and axis_weights")
+        return self
 
 
 class Recipe(Frozen):
@@ -171,6 +185,11 @@ class Recipe(Frozen):
     seed: int = Field(0, ge=0)
     tile: int = Field(256, ge=32, multiple_of=32)
     overlap: float = Field(0.25, ge=0, le=0.75)
+
+    @property
+    def batches(self) -> int:
+        """Of the whole training: `accumulate` for each step."""
+        return self.steps * self.accumulate
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":

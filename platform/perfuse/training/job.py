@@ -8,6 +8,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Frozen
 from perfuse.errors import RecipeError
 from perfuse.finding import find_scans, preferred_label
+from perfuse.geometry import Box, Index3
 from perfuse.recipes import Recipe
 from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints
@@ -23,6 +24,12 @@ class Source(Frozen):
     label_digest: str
     organ: tuple[str, ...] = ()
     """`Scan.organ_identity`: normalisation and sampling follow from it."""
+    box: tuple[Index3, Index3] | None = None
+    """The only part that is seen, first voxel and one after the last; None: all."""
+
+    def extent(self, shape_zyx: Index3) -> Box:
+        """The box of the scan, of this shape, that is seen."""
+        return Box(*self.box) if self.box else Box.whole(shape_zyx)
 
 
 class TrainingJob(Frozen):

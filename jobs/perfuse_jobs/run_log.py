@@ -16,9 +16,9 @@ RUN = "run.json"
 class RunLog:
     """Writes in the order it is told to, behind the training; an error of MLflow's is raised at the next word, or the end."""
 
-    def __init__(self, job: TrainingJob, name: str) -> None:
+    def __init__(self, job: TrainingJob, name: str, *, parent: str | None = None) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._run: Future[Run] = self._pool.submit(_open, job, name)
+        self._run: Future[Run] = self._pool.submit(_open, job, name, parent)
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> "RunLog":
@@ -72,11 +72,11 @@ class RunLog:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _open(job: TrainingJob, name: str) -> Run:
+def _open(job: TrainingJob, name: str, parent: str | None) -> Run:
     place = storage.join(job.folder, RUN)
     run = _earlier(place)
     if run is None:
-        run = Run.start(name, {"perfuse.key": job.key, "perfuse.recipe": job.recipe.name})
+        run = Run.start(name, {"perfuse.key": job.key, "perfuse.recipe": job.recipe.name}, parent=parent)
         storage.write_json(place, {"run_id": run.id})
         run.params({"recipe": job.recipe.model_dump(mode="json"), "key": job.key, "folder": job.folder})
         run.json("data.json", _data(job))

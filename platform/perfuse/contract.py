@@ -121,6 +121,11 @@ class Decision(Frozen):
     """A voxel is vessel when its uint8 probability is at least this: p ≥ t means v ≥ ⌈255·t⌉."""
 
 
+def threshold_of(probability: float) -> int:
+    """The threshold, of 255, that a probability means."""
+    return math.ceil(255 * probability - 1e-9)
+
+
 class Contract(Frozen):
     """What inference must repeat, and how its result is read."""
 

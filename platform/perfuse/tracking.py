@@ -93,11 +93,12 @@ class Run:
         self._client = client()
 
     @classmethod
-    def start(cls, name: str, tags: dict[str, str] | None = None) -> "Run":
-        """Begin a run."""
+    def start(cls, name: str, tags: dict[str, str] | None = None, *, parent: str | None = None) -> "Run":
+        """Begin a run, shown beneath another when that is given by its id."""
         server = client()
+        above = {"mlflow.parentRunId": parent} if parent else {}
         with answering():
-            made = server.create_run(experiment_id(), run_name=name, tags=tags)
+            made = server.create_run(experiment_id(), run_name=name, tags={**(tags or {}), **above})
         return cls(str(made.info.run_id))
 
     @classmethod

@@ -1,5 +1,6 @@
 """The loop: batches in, checkpoints and metrics out. The same for one process and for each rank of many."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,7 +34,7 @@ def train(
 
     batches: given the first step, this rank's share of each step from there on, as `sampling.cut` makes it.
     report: called on every rank, at the same steps. wrap: how the network joins the other ranks (DDP).
-    Only rank 0 writes checkpoints, validates and reports validation scores.
+    Only rank 0 writes checkpoints, validates and reports validation scores. Where no donor selects, the last weights are kept.
     """
     device = best_device()
     state = _State(job.recipe, checkpoints.load(job.folder), device)
@@ -44,11 +45,11 @@ def train(
         due = state.step % job.recipe.validate_every == 0 or state.step == job.recipe.steps
         pictures: dict[str, bytes] = {}
         if due and rank == 0:
-            scores, pictures = validate(job, state.averaged)
-            state.keep_best(scores["val_surface_dice"])
+            scores, pictures = validate(job, state.averaged) if job.validation else ({}, {})
+            state.keep_best(scores.get("val_surface_dice", math.inf))
             losses |= scores
         if rank == 0 and (due or state.step % job.recipe.checkpoint_every == 0):
-            checkpoints.save(job.folder, state.as_dict())
+            checkpoints.save(job.folder, state.as_dict() | {"donors": job.donors()})
         if due or state.step == first or state.step % REPORT_EVERY == 0:
             report(state.step, {k: float(v) for k, v in losses.items()}, pictures)
 

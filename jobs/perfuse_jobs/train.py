@@ -86,7 +86,9 @@ def _learn(job: TrainingJob, log: RunLog, workers: int, *, local: bool) -> None:
 
         def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
             advance.to(step, job.recipe.steps)
-            advance(0, note=f"loss {metrics['loss']:.3f}")
+            advance(0, note=_pace(metrics))
+            if "val_surface_dice" in metrics:
+                say(f"step {step}: {_validation(metrics)}")
             log(step, metrics, pictures)
 
         try:
@@ -101,12 +103,27 @@ def _learn(job: TrainingJob, log: RunLog, workers: int, *, local: bool) -> None:
         except KeyboardInterrupt:
             say(f"Stopped. The same command goes on at step {latest_step(job.folder)}; checkpoints: {job.folder}")
             raise
+    log.flush()
+
+
+def _pace(metrics: dict[str, float]) -> str:
+    return (
+        f"loss {metrics['loss']:.3f}, {metrics['steps_per_s']:.3g} steps/s, {metrics['crops_per_s']:.3g} crops/s, "
+        f"waits for data {metrics['wait_share']:.0%}"
+    )
+
+
+def _validation(metrics: dict[str, float]) -> str:
+    return (
+        f"surface dice {metrics['val_surface_dice']:.4f}, Dice {metrics['val_dice']:.4f} on the validation scans, at "
+        f"threshold {metrics['val_threshold']:.2f}"
+    )
 
 
 def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherited: int | None) -> str:
     """Choose the threshold, register, and note the scores that promotion asks for; the tag says that all is done."""
     bundle, output = finished_bundle(job), f"{name}-selection"
-    truth = _one_label(job)
+    truth, curve = _one_label(job), None
     if truth is not None:
         for source in job.validation:
             predict(source.url, bundle, output)
@@ -116,11 +133,15 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherit
     elif inherited is not None:
         bundle = bundle.with_threshold(inherited)
     uri = register(bundle, name, log.run().id)
+    scores = []
     for source in job.validation:
         predict(source.url, replace(bundle, uri=uri), output)  # which only renews the label's reference to its model
-        record_evaluation(evaluate(Scan.open(source.url), output, source.label), kind="validation")
+        scores.append(evaluate(Scan.open(source.url), output, source.label))
+        record_evaluation(scores[-1], kind="validation")
+    report = log.report(uri, curve, scores)
     set_tag(*version_of(uri), TRAINING_KEY, _key(job, inherited))
     say(
         f"Registered {uri} as challenger, threshold {bundle.threshold / 255:.3f}. Checkpoints: {storage.normal(job.folder)}"
+        f"\nReport: {storage.normal(report)}"
     )
     return uri

@@ -17,7 +17,8 @@ from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
 from perfuse.inference import predict_local, prepare, probability, probability_of_array
 from perfuse.inference.logits import LIMIT, ONE, divide, fuse, window
-from perfuse.inference.prediction import SLAB, Worker, plan
+from perfuse.inference.prediction import Worker, plan
+from perfuse.inference.scratch import SLAB
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.models import build
 from perfuse.normalisation import bounds, normalise
@@ -225,7 +226,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
         members.append([np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in axes])
     np.testing.assert_array_equal(scan.label("mean")[:], fuse(members))
     assert info.model.threshold == 77
-    assert not any(Path(scan.url, "perfuse/scratch").iterdir())
+    assert [p.name for p in Path(scan.url, "perfuse/scratch").iterdir()] == ["zarr.json"]
     with pytest.raises(ContractError, match="named twice"):
         prepare(scan.url, Ensemble((first, first), 77), "mean")
 

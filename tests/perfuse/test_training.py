@@ -78,7 +78,7 @@ def test_a_job_learns_validates_and_ends_as_a_bundle(undisturbed) -> None:
     assert is_finished(job)
     assert sorted(reports) == [1, 3, 6]
     learning, validation = (
-        {"loss", "bce_loss", "dice_loss", "learning_rate"},
+        {"loss", "bce_loss", "dice_loss", "learning_rate", "steps_per_s", "crops_per_s", "wait_share"},
         {"val_dice", "val_surface_dice", "val_threshold"},
     )
     assert set(reports[1]) == learning

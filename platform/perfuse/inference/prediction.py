@@ -10,25 +10,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
-from perfuse import shards, storage, volumes
+from perfuse import storage, volumes
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.contract import Forward, Frozen
-from perfuse.errors import ContractError, PlanError, ScanError
-from perfuse.geometry import Box, along_axis, index3, move_axis, runs, tile_starts
-from perfuse.inference.logits import Logits, fuse
+from perfuse.errors import ContractError, PlanError
+from perfuse.geometry import Box, move_axis, runs, tile_starts
+from perfuse.inference.logits import fuse
+from perfuse.inference.scratch import BAND, SLAB, Scratch
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.labels import LabelWriter, check_output, writer_for
 from perfuse.models import Precision, best_device, resolve_precision
 from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
-
-SLAB = 64
-"""Planes of a slab: one chunk thick, a multiple of `PLANES`."""
-BAND = 512
-"""Rows of logits that are gathered before they are written: whole shards."""
 
 
 class PredictionPlan(Frozen):
@@ -126,7 +121,7 @@ class Prediction(Frozen):
         intact = {(number, axis): self._scratch(number, axis).intact() for number, axis in seen}
         return [row for row in self.slabs() if row["task"] not in intact[row["member"], row["axis"]]]
 
-    def _scratch(self, member: int, axis: int) -> "Scratch":
+    def _scratch(self, member: int, axis: int) -> Scratch:
         return Scratch(self.scan_url, self.members[member].scratch, axis, self.members[member].key)
 
     def run_slab(self, row: dict[str, int], engine: Engine) -> None:
@@ -191,60 +186,6 @@ class Prediction(Frozen):
             threshold=model.threshold,
             precision=", ".join(sorted({member.precision for member in self.members})),
         )
-
-
-class Scratch:
-    """Int16 logits of one axis; shards are as thick as a slab along it, so that a slab alone writes its own."""
-
-    def __init__(self, scan_url: str, path: str, axis: int, key: str) -> None:
-        shape = Scan.open(scan_url).shape_zyx
-        group = volumes.open_group(scan_url, "r+").require_group(path)
-        name = "zyx"[axis]
-        if name not in group:
-            chunk = volumes.chunk_shape(shape)
-            rows = [c * min(BAND // SLAB, -(-n // c)) for c, n in zip(chunk, shape, strict=True)]
-            rows[axis] = chunk[axis]
-            volumes.create_array(group, name, shape, "int16", shards=index3(rows))
-        array = group[name]
-        if not isinstance(array, zarr.Array):
-            raise ScanError(f"{scan_url}/{path}/{name} is no array; remove it and run the same command again.")
-        self.axis, self.array, self.shape = axis, array, shape
-        self._marks = volumes.DoneMarks(group, f"done-{name}", len(runs(shape[axis], SLAB)), key)
-
-    def _box(self, planes: tuple[int, int], rows: tuple[int, int]) -> Box:
-        _, _, width = move_axis(self.shape, self.axis)
-        return along_axis(self.axis, planes, rows, (0, width))
-
-    def _digest(self, task: int) -> bytes:
-        _, height, _ = move_axis(self.shape, self.axis)
-        planes = runs(self.shape[self.axis], SLAB)[task]
-        return shards.digest(volumes.stored_digests(self.array, self._box(planes, (0, height))))
-
-    def intact(self) -> set[int]:
-        """Slabs that are done and whose stored bytes are still those that were written."""
-        return self._marks.intact(self._digest)
-
-    def write(self, task: int, planes: tuple[int, int], rows: Any) -> None:
-        """Gather rows into whole shards, write them, and mark the slab done."""
-        _, height, _ = move_axis(self.shape, self.axis)
-        unit = next(s for a, s in enumerate(index3(self.array.shards or self.array.chunks)) if a != self.axis)
-        band: list[Logits] = []
-        digests = b""
-        first = held = 0
-        for _, part in rows:
-            band.append(part)
-            held += part.shape[1]
-            while held >= unit or (held and first + held == height):
-                whole = np.concatenate(band, axis=1)
-                take = min(unit, held)
-                box = self._box(planes, (first, first + take))
-                digests += volumes.write_shards(self.array, box, np.moveaxis(whole[:, :take], 0, self.axis))
-                band, first, held = [whole[:, take:]], first + take, held - take
-        self._marks.mark(task, shards.digest(digests))
-
-    def read(self, box: Box) -> Logits:
-        """The logits inside a box, in z, y, x."""
-        return np.asarray(self.array[box.slices], np.int16)
 
 
 def prepare(scan_url: str, model: Model, output: str, *, memory_bytes: int | None = None) -> Prediction:

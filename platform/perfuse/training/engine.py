@@ -13,6 +13,7 @@ from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import learning_rate, optimiser
+from perfuse.training.pace import Pace
 from perfuse.training.validation import validate
 
 Report = Callable[[int, dict[str, float], dict[str, bytes]], None]
@@ -40,8 +41,10 @@ def train(
     state = _State(job.recipe, checkpoints.load(job.folder), device)
     network = wrap(state.network)
     first = state.step + 1
-    for batch in batches(state.step):
+    pace = Pace(job.recipe.batch * job.recipe.accumulate)
+    for batch in pace.batches(batches(state.step)):
         losses = _step(network, state, batch, job.recipe, device)
+        pace.step()
         due = state.step % job.recipe.validate_every == 0 or state.step == job.recipe.steps
         pictures: dict[str, bytes] = {}
         if due and rank == 0:
@@ -51,7 +54,7 @@ def train(
         if rank == 0 and (due or state.step % job.recipe.checkpoint_every == 0):
             checkpoints.save(job.folder, state.as_dict() | {"donors": job.donors()})
         if due or state.step == first or state.step % REPORT_EVERY == 0:
-            report(state.step, {k: float(v) for k, v in losses.items()}, pictures)
+            report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, pictures)
 
 
 class _State:

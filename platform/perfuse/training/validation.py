@@ -1,6 +1,9 @@
 """What a network scores on held-out donors while it trains: a box in the middle of each one's largest label, all thresholds at once."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from perfuse.catalog import Scan
@@ -13,16 +16,18 @@ from perfuse.training.job import Source, TrainingJob
 VOXELS = 2_400_000
 """Of each validation scan, scored while training; the final scores are of whole scans."""
 
+Slice = tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.uint8]]
+"""Of one plane: image, truth, probability."""
+
 
 def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, float], dict[str, bytes]]:
     """Dice and surface dice at the threshold that is best for all scans together, and a picture of each scan."""
     network.eval()
     total = CurveCounts()
-    pictures = {}
+    slices = {}
     for source in job.validation:
-        counts, picture = _score(job, network, source)
+        counts, slices[source.specimen] = _score(job, network, source)
         total += counts
-        pictures[source.specimen] = picture
     curve = total.curve()
     at = curve.best - 1
     scores = {
@@ -30,10 +35,10 @@ def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, floa
         "val_surface_dice": float(np.nan_to_num(curve.surface_dice[at])),
         "val_threshold": curve.best / 255,
     }
-    return scores, pictures
+    return scores, {specimen: one_slice(*planes, curve.best) for specimen, planes in slices.items()}
 
 
-def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, bytes]:
+def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, Slice]:
     scan = Scan.open(source.url)
     box = middle(max((b.box for b in scan.label_boxes(source.label)), key=lambda b: b.size))
     soft = probability(network, job.forward(), scan, box)
@@ -42,7 +47,7 @@ def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[
     counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1), known=np.pad(known, 1, constant_values=True))
     k = soft.shape[0] // 2
     image = scan.read_image(box)[k]
-    return counts, one_slice(image, truth[k], soft[k])
+    return counts, (image, truth[k], soft[k])
 
 
 def middle(whole: Box) -> Box:

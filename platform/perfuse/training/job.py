@@ -8,9 +8,11 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Frozen
 from perfuse.errors import RecipeError
 from perfuse.finding import find_scans, preferred_label
+from perfuse.models import with_source
 from perfuse.recipes import Recipe
 from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints
+from perfuse.training.initial import pinned
 
 
 class Source(Frozen):
@@ -72,6 +74,7 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
                 f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
                 f"{scan.labels()[source.label].kind}. Choose another specimen by --set validation=…"
             )
+    recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {
             "recipe": recipe.model_dump(mode="json"),
@@ -88,6 +91,12 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
         key=key,
         pixel_um=(min(pixels), max(pixels)),
     )
+
+
+def _pinned(recipe: Recipe, storage_url: str) -> Recipe:
+    """The recipe with what it names written down as what it names today: a network's source, weights to start from."""
+    start = recipe.init_from and pinned(recipe.init_from, storage_url)
+    return recipe.model_copy(update={"network": with_source(recipe.network), "init_from": start})
 
 
 def _source(scan: Scan, labels: tuple[str, ...]) -> Source:
@@ -123,5 +132,6 @@ def finished_bundle(job: TrainingJob) -> Bundle:
         "train": [s.model_dump(mode="json") for s in job.train],
         "validation": [s.model_dump(mode="json") for s in job.validation],
         "best_step": state["best_step"],
+        "origin": state["origin"],
     }
     return Bundle(Contract(forward=job.forward()), state["best"], lineage)

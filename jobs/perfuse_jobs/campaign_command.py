@@ -32,7 +32,7 @@ def campaign(
     from perfuse.campaigns import load_campaign, plan_campaign
     from perfuse.campaigns.leakage import check
     from perfuse.finding import find_scans
-    from perfuse.registry import load_bundle
+    from perfuse.registry import donors_of
 
     if local and workers > 1:
         raise PerfuseError("--local is one process, this one: leave out --workers, or --local.")
@@ -42,7 +42,7 @@ def campaign(
         scans,
         data,
         smoke=smoke,
-        donors_of=lambda uri: load_bundle(uri).donors,
+        donors_of=donors_of,
     )
     check(planned)
     if plan:

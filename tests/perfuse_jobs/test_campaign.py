@@ -18,6 +18,7 @@ from perfuse import tracking
 from perfuse.catalog import Scan
 from perfuse.errors import CampaignError
 from perfuse.registry import load_bundle, scores_of
+from perfuse_jobs.train import loss_fall
 
 STAGES = ["dense", "dense-test", "labels-1", "round-1", "round-1-test", "all", "all-test"]
 LEFT = 0.65
@@ -98,6 +99,7 @@ def test_a_campaign_survives_kill_9_and_does_nothing_twice(
     _seen_in_mlflow(stages, organs)
     _labels_meet_the_coverage(stages["labels-1"], organs)
     _everything_inherits(stages)
+    assert -1 < runs()["sennet_3rd-all"].data.metrics["loss_fall"] < 1
 
     (lost,) = stages["labels-1"]["labels"].values()
     shutil.rmtree(organs / "s.ome.zarr" / "labels" / lost["name"])
@@ -146,6 +148,14 @@ def _everything_inherits(stages: dict[str, Any]) -> None:
     assert mine["sibling"].surface_dice == theirs.surface_dice
     assert mine["sibling"].scan_url == theirs.scan_url
     assert set(mine) == {"sibling", "test"}
+
+
+def test_the_fall_of_the_loss_is_that_of_the_last_two_tenths() -> None:
+    falling = {step: 100.0 - step for step in range(1, 101)}
+    assert loss_fall(falling) == pytest.approx(
+        1 - np.mean([100 - s for s in range(91, 101)]) / np.mean([100 - s for s in range(81, 91)])
+    )
+    assert loss_fall({10 * k: 0.3 for k in range(1, 11)}) == pytest.approx(0)
 
 
 def test_a_plan_counts_and_writes_nothing(words: list[str], workdir: Path, verb: Any) -> None:

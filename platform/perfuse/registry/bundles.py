@@ -8,6 +8,7 @@ from typing import Any
 
 from perfuse import __version__, tracking
 from perfuse.bundle import Bundle, Ensemble, Model
+from perfuse.console import say
 from perfuse.errors import RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -115,6 +116,14 @@ def load_bundle(uri: str) -> Bundle:
         if not found:
             raise RegistryError(f"{uri} is a model, but no perfuse bundle: it has no contract.json.")
         return Bundle.load(found[0].parent, uri)
+
+
+def donors_of(uri: str) -> dict[str, str]:
+    """`Bundle.donors` of a model; says so when the model, an imported one, does not know what it was trained on."""
+    bundle = load_bundle(uri)
+    if "donors" not in bundle.lineage:
+        say(f"{bundle.uri} does not say what it was trained on: whether a donor judges itself by it cannot be checked.")
+    return bundle.donors
 
 
 def load_model(uris: Sequence[str]) -> Model:

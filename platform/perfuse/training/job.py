@@ -123,9 +123,9 @@ def _initial(recipe: Recipe, storage_url: str) -> dict[str, str]:
     if start is None:
         return {}
     if start.startswith(("models:/", "runs:/")):
-        from perfuse.registry import load_bundle
+        from perfuse.registry import donors_of
 
-        return load_bundle(start).donors
+        return donors_of(start)
     state = checkpoints.load(storage.join(storage_url, start.partition("@")[0]))
     if state is None:
         raise RecipeError(f"init_from = {start}: there is no such training under {storage_url}.")

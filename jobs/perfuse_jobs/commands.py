@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from perfuse.errors import PerfuseError
+from perfuse_jobs.campaign_command import campaign
 
 if TYPE_CHECKING:
     from perfuse.catalog import LabelInfo
+    from perfuse.pseudolabels import Cut, Predict
     from perfuse.recipes import Recipe
 
-Model = Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/3 or runs:/…")]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model", help="models:/NAME@champion, models:/NAME/3 or runs:/…; of several the mean of their logits."
+    ),
+]
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
 Output = Annotated[str, typer.Option(help="Name of the soft label to write.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
@@ -23,14 +30,18 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(predict)
     app.command()(pseudolabel)
+    app.command()(campaign)
     app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(submit)
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe.")],
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe, a YAML file, or module:function.")],
     data: Annotated[str, typer.Option(help="URL of the folder that holds the scans.")],
     name: Annotated[str | None, typer.Option(help="Name in the registry; the recipe's when not given.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")
+    ] = False,
     workers: Workers = 1,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
@@ -39,18 +50,22 @@ def train(
     """Train a model and register it as challenger. Interrupted, the same command goes on; done, it does nothing.
 
     The threshold is chosen on held-out donors. Settings name any key of the recipe: holdout=SPECIMEN, steps=500.
+    `perfuse recipe ls` lists recipes, `perfuse recipe show NAME` all keys of one.
 
     Example: perfuse train quickstart --data scans --name vessels --set steps=500 --workers 2
+    Example: perfuse train my.yaml --data s3://bucket/scans --smoke
     """
     from perfuse.console import print_json, results
     from perfuse.recipes import load_recipe
+    from perfuse.recipes.checking import weights
     from perfuse_jobs import train as training
 
     _check_workers(local, workers)
-    loaded = load_recipe(recipe, settings or [])
+    loaded = load_recipe(recipe, settings or [], smoke=smoke)
     if plan:
         _show_training(loaded, data, as_json=as_json)
         return None
+    weights(loaded)
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
     if as_json:
         print_json({"model": uri})
@@ -61,7 +76,7 @@ def train(
 
 def predict(
     scan_url: ScanUrl,
-    model: Model,
+    models: Models,
     output: Output,
     workers: Workers = 1,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
@@ -72,35 +87,46 @@ def predict(
 
     Example: perfuse predict scans/kidney3.ome.zarr --model models:/vessels@champion --output vessels
     """
-    from perfuse.registry import load_bundle
+    from perfuse.registry import load_model
 
-    bundle = load_bundle(model)
+    model = load_model(models)
     if plan:
         from perfuse.catalog import Scan
         from perfuse.inference.prediction import plan as plan_of
 
-        forward, scan = bundle.contract.forward, Scan.open(scan_url)
-        forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-        return _show_plan(plan_of(scan, forward).model_dump(), as_json=as_json)
-    return _show_label(scan_url, _predict(local, workers)(scan_url, bundle, output), as_json=as_json)
+        forwards, scan = [member.contract.forward for member in model.members], Scan.open(scan_url)
+        for forward in forwards:
+            forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
+        return _show_plan(plan_of(scan, *forwards).model_dump(), as_json=as_json)
+    return _show_label(scan_url, _predict(local, workers)(scan_url, model, output), as_json=as_json)
 
 
 def pseudolabel(
     scan_url: ScanUrl,
-    model: Model,
+    models: Models,
     output: Output,
+    match_coverage: Annotated[
+        bool,
+        typer.Option("--match-coverage", help="Drop what lies below the threshold that meets the label's coverage."),
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.004, max=1.0, help="Drop what lies below this probability.")
+    ] = None,
     workers: Workers = 1,
     local: Local = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
-    """Write soft pseudo-labels to train on: what a model sees, with the voxels that people marked kept.
+    """Write soft pseudo-labels to train on: what a model sees where people have not said, beside what they have.
 
-    Example: perfuse pseudolabel scans/kidney2.ome.zarr --model models:/vessels/1 --output round1
+    Example: perfuse pseudolabel scans/kidney2.ome.zarr --model models:/vessels/1 --output round1 --match-coverage
     """
     from perfuse.pseudolabels import pseudolabel as write
-    from perfuse.registry import load_bundle
+    from perfuse.registry import load_model
 
-    info = write(scan_url, load_bundle(model), output, _predict(local, workers))
+    if match_coverage and threshold is not None:
+        raise PerfuseError("A threshold is either stated or matched: leave out --threshold, or --match-coverage.")
+    cut: Cut = "coverage" if match_coverage else threshold
+    info = write(scan_url, load_model(models), output, _predict(local, workers), cut=cut)
     return _show_label(scan_url, info, as_json=as_json)
 
 
@@ -127,17 +153,11 @@ def _check_workers(local: bool, workers: int) -> None:
         raise PerfuseError("--local is one process, this one: leave out --workers, or --local.")
 
 
-def _predict(local: bool, workers: int) -> Any:
+def _predict(local: bool, workers: int) -> "Predict":
+    from perfuse_jobs.predict import predictor
+
     _check_workers(local, workers)
-    if local:
-        from perfuse.inference import predict_local
-
-        return predict_local
-    from functools import partial
-
-    from perfuse_jobs.predict import predict_ray
-
-    return partial(predict_ray, actors=workers)
+    return predictor(workers, local=local)
 
 
 def _show_label(scan_url: str, info: "LabelInfo", *, as_json: bool) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfuse import locks, storage
-from perfuse.bundle import FILES, Bundle
+from perfuse.bundle import FILES, Bundle, Ensemble, Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
-from perfuse.inference.prediction import Prediction, Worker, already_done, prepare
+from perfuse.inference.prediction import Member, Prediction, Worker, already_done, prepare
+from perfuse.pseudolabels import Predict
 from perfuse_jobs.session import connect, quieten, refusal_in
 
 if TYPE_CHECKING:
@@ -20,24 +22,30 @@ ACTOR_CPUS = 0.5
 FUSE_AT_ONCE = 2
 
 
-def predict_ray(
-    scan_url: str, bundle: Bundle, output: str, *, keep: str | None = None, actors: int | None = None
-) -> LabelInfo:
+def predictor(actors: int, *, local: bool) -> Predict:
+    """What predicts: this process alone, or `actors` processes of Ray."""
+    if local:
+        from perfuse.inference import predict_local
+
+        return predict_local
+    return partial(predict_ray, actors=actors)
+
+
+def predict_ray(scan_url: str, model: Model, output: str, *, actors: int = 1) -> LabelInfo:
     """Predict a scan into a soft label with `actors` processes; killed work goes on where it stopped.
 
-    keep: a label whose marked voxels stay vessel. actors: 1 when not given. The voxels do not depend on it.
+    The voxels do not depend on the number of actors.
     """
-    prediction = prepare(scan_url, bundle, output, keep=keep)
-    count = actors or 1
+    prediction = prepare(scan_url, model, output)
     with locks.writing(scan_url, f"label-{output}"):
-        done = already_done(prediction, bundle)
+        done = already_done(prediction, model)
         if done is not None:
             return done
-        connect(count)
-        _run(f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, bundle, count))
+        connect(actors)
+        _run(f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, model, actors))
         tasks = [{"task": task} for task in prediction.writer().todo()]
         _run(f"fuse {output}, shards", tasks, lambda rows: _fused(rows, prediction))
-        return prediction.finish(bundle)
+        return prediction.finish(model)
 
 
 def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> None:
@@ -56,19 +64,20 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
             raise refusal_in(error) or error from None
 
 
-def _slabs(rows: "ray.data.Dataset", prediction: Prediction, bundle: Bundle, actors: int) -> "ray.data.Dataset":
+def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, actors: int) -> "ray.data.Dataset":
     from ray.data import ActorPoolStrategy
 
-    _lay_out(bundle, _bundle_url(prediction))
+    for member, bundle in zip(prediction.members, model.members, strict=True):
+        _lay_out(bundle, _bundle_url(prediction, member))
     settings = {"prediction": prediction.model_dump_json(), "threads": max(1, (os.cpu_count() or 1) // actors)}
     gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
     pool = ActorPoolStrategy(size=actors)
     return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, compute=pool, **gpu)
 
 
-def _bundle_url(prediction: Prediction) -> str:
+def _bundle_url(prediction: Prediction, member: Member) -> str:
     """Beside the scratch, where every node reaches it, and with which it goes."""
-    return storage.join(prediction.scan_url, prediction.scratch, "bundle")
+    return storage.join(prediction.scan_url, member.scratch, "bundle")
 
 
 def _lay_out(bundle: Bundle, url: str) -> None:
@@ -78,20 +87,24 @@ def _lay_out(bundle: Bundle, url: str) -> None:
             storage.write_bytes(storage.join(url, path.name), path.read_bytes())
 
 
+def _laid_out(url: str) -> Bundle:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FILES:
+            (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(url, name)))
+        return Bundle.load(Path(folder))
+
+
 class SlabActor:
-    """Holds the network; writes the logits of the slabs it is given."""
+    """Holds a network; writes the logits of the slabs it is given."""
 
     def __init__(self, prediction: str, threads: int) -> None:
         parsed = Prediction.model_validate_json(prediction)
-        with tempfile.TemporaryDirectory() as folder:
-            for name in FILES:
-                (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(_bundle_url(parsed), name)))
-            bundle = Bundle.load(Path(folder))
-        self._worker = Worker.of(parsed, bundle, threads)
+        bundles = tuple(_laid_out(_bundle_url(parsed, member)) for member in parsed.members)
+        self._worker = Worker(parsed, Ensemble(bundles, bundles[0].threshold), threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do the slab of a row."""
-        self._worker.prediction.run_slab({k: int(v[0]) for k, v in row.items()}, self._worker.engine)
+        self._worker.run({k: int(v[0]) for k, v in row.items()})
         return row
 
 

@@ -1,4 +1,4 @@
-"""A bundle: network weights (safetensors), contract and lineage (JSON): what is registered, promoted and served."""
+"""A bundle: network weights (safetensors), contract and lineage (JSON): what is registered, promoted and served; and several as one."""
 
 import hashlib
 import json
@@ -31,6 +31,21 @@ class Bundle:
     uri: str = ""
     """Where it came from, e.g. models:/vessels/3; empty for one that was just trained."""
 
+    @property
+    def members(self) -> "tuple[Bundle, ...]":
+        """Whose logits are averaged: its own."""
+        return (self,)
+
+    @property
+    def threshold(self) -> int:
+        """What its probabilities are read by, of 255."""
+        return self.contract.decision.threshold
+
+    @property
+    def donors(self) -> dict[str, str]:
+        """Donors whose data are in the weights, each with the way that they took, from the end to the beginning."""
+        return {donor: f"{self.uri} ← {path}" for donor, path in self.lineage.get("donors", {}).items()}
+
     def with_threshold(self, threshold: int) -> "Bundle":
         """The same network, read with another threshold: predictions stay valid, for their digest is of `forward`."""
         return replace(self, contract=self.contract.model_copy(update={"decision": Decision(threshold=threshold)}))
@@ -38,7 +53,7 @@ class Bundle:
     def forward_digest(self) -> str:
         """Identity of what the network answers: weights and `forward`, not the decision."""
         return digest_json(
-            {"weights": self._weights_digest(), "forward": self.contract.forward.model_dump(mode="json")}
+            {"weights": weights_digest(self.weights), "forward": self.contract.forward.model_dump(mode="json")}
         )
 
     def digest(self) -> str:
@@ -46,14 +61,6 @@ class Bundle:
         return digest_json(
             {"forward": self.forward_digest(), "decision": self.contract.decision.model_dump(mode="json")}
         )
-
-    def _weights_digest(self) -> str:
-        total = hashlib.sha256()
-        for name in sorted(self.weights):
-            tensor = self.weights[name].contiguous()
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            total.update(tensor.numpy().tobytes())
-        return total.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the three files of the bundle into a folder."""
@@ -78,3 +85,47 @@ class Bundle:
             json.loads((folder / LINEAGE).read_text()),
             uri,
         )
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Bundles that answer as one: the mean of their logits, where each bundle counts alike, however many axes it sees."""
+
+    members: tuple[Bundle, ...]
+    threshold: int
+    """What their probability is read by, of 255."""
+
+    @property
+    def uri(self) -> str:
+        """The members, for people: no address in the registry."""
+        return "mean of " + ", ".join(member.uri for member in self.members)
+
+    @property
+    def donors(self) -> dict[str, str]:
+        """As of a bundle, of all members."""
+        return {donor: path for member in reversed(self.members) for donor, path in member.donors.items()}
+
+    def with_threshold(self, threshold: int) -> "Ensemble":
+        """The same members, read with another threshold."""
+        return replace(self, threshold=threshold)
+
+    def forward_digest(self) -> str:
+        """Identity of what they answer together; their order does not matter."""
+        return digest_json(sorted(member.forward_digest() for member in self.members))
+
+    def digest(self) -> str:
+        """Identity of answer and threshold."""
+        return digest_json({"forward": self.forward_digest(), "threshold": self.threshold})
+
+
+Model = Bundle | Ensemble
+
+
+def weights_digest(weights: "dict[str, torch.Tensor]") -> str:
+    """Digest of tensors on the CPU, with their names, dtypes and shapes."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()

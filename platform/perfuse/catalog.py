@@ -55,6 +55,12 @@ class LabelInfo(BaseModel):
     lineage: dict[str, Any] = {}
     complete: Literal[True] = True
 
+    @property
+    def donors(self) -> dict[str, str]:
+        """Donors whose data are in the label by way of the models that made it, each with that way; none of people's own."""
+        found: dict[str, str] = self.lineage.get("donors", {})
+        return found
+
     def digest_over(self, voxels: str) -> str:
         """The digest that this label has when the root over the done-marks of its level 0 is `voxels`."""
         return identity(voxels, self.boxes)

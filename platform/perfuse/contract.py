@@ -1,7 +1,7 @@
 """What inference must repeat of training: the contract that travels with the weights."""
 
 import math
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,10 @@ class Frozen(BaseModel):
     """A value that cannot change and knows all its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values, checked as a new one is."""
+        return type(self)(**(dict(self) | values))
 
 
 class Normalisation(Frozen):
@@ -54,6 +58,10 @@ class Network(Frozen):
     """Pretrained weights to start training from; never loaded for inference."""
     module: str | None = None
     """package.module:Class of a network of one's own, called with in_channels and classes, in place of architecture and encoder."""
+    source_digest: str | None = None
+    """Of the file of `module`; written when a training is planned. A network of another source is refused from then on."""
+    encoder_size: int | None = Field(None, ge=32, multiple_of=32)
+    """Pixels that an encoder with windows of fixed size is made for, as timm's img_size; None: what its name says."""
     planes: int = Field(1, ge=1, le=16)
     """Planes of a panel, as channels."""
     plane_stride: int = Field(1, ge=1, le=8)
@@ -76,6 +84,16 @@ class Network(Frozen):
         if self.mosaic and (math.isqrt(self.planes) ** 2 != self.planes or self.outputs != "all"):
             raise ValueError(f"a mosaic needs 1, 4, 9 or 16 planes and outputs=all; got {self.planes}, {self.outputs}")
         return self
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Planes of a panel, counted in planes of the scan from its middle one (of an even number: the later)."""
+        return tuple((k - self.planes // 2) * self.plane_stride for k in range(self.planes))
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Those of `shown` that are segmented, in the order of the logits."""
+        return self.shown if self.outputs == "all" else (0,)
 
 
 class Forward(Frozen):
@@ -119,6 +137,11 @@ class Decision(Frozen):
 
     threshold: int = Field(128, ge=1, le=255)
     """A voxel is vessel when its uint8 probability is at least this: p ≥ t means v ≥ ⌈255·t⌉."""
+
+
+def threshold_of(probability: float) -> int:
+    """The threshold, of 255, that a probability means."""
+    return math.ceil(255 * probability - 1e-9)
 
 
 class Contract(Frozen):

@@ -32,6 +32,10 @@ class RecipeError(PerfuseError, ValueError):
     """An unknown recipe, key or value; the message lists the valid choices."""
 
 
+class CampaignError(PerfuseError, ValueError):
+    """A campaign that cannot run as it is written, or that would let a donor judge what was learnt from it."""
+
+
 class RegistryError(PerfuseError, LookupError):
     """A model, version or alias that does not exist, or a promotion that the policy refuses."""
 

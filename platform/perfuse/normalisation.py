@@ -1,4 +1,4 @@
-"""One normalisation for training, inference and serving: between two percentiles of the organ."""
+"""One normalisation for training, inference and serving: between two percentiles of the organ, or by a divisor."""
 
 from typing import Any
 

@@ -22,28 +22,30 @@ def split_by_donor(
     *,
     labels: Sequence[str],
     train: Sequence[str] = (),
-    validation: Sequence[str] = (),
+    validation: Sequence[str] | None = (),
     holdout: Sequence[str] = (),
 ) -> Split:
     """Divide scans by specimen, never dividing a donor.
 
     labels: names in order of preference; a scan is labelled when it has one of them.
     train: specimens; empty means every labelled scan that is not held out.
-    validation: specimens; empty means one dense labelled donor, the last in order of specimen.
+    validation: specimens; empty means one dense labelled donor, the last in order of specimen; None means nobody selects.
     holdout: specimens that training and selection must not see, with all else of their donors.
     Raises RecipeError when a specimen is unknown or unlabelled, a donor would stand on two sides, or a side is empty.
     """
     labelled = [s for s in scans if set(labels) & set(s.labels())]
-    _check_named([*train, *validation], labelled, labels)
+    _check_named([*train, *(validation or ())], labelled, labels)
     _check_named(holdout, scans, ())
     held = [s for s in scans if s.info.specimen in holdout]
     held_donors = {s.info.donor for s in held}
     free = [s for s in labelled if s.info.donor not in held_donors]
-    chosen = [s for s in labelled if s.info.specimen in validation] or _choose_validation(free, labels, train)
+    chosen = [s for s in labelled if s.info.specimen in (validation or ())]
+    if not chosen and validation is not None:
+        chosen = _choose_validation(free, labels, train)
     donors = {s.info.donor for s in chosen}
     rest = [s for s in labelled if s.info.specimen in train] or [s for s in free if s.info.donor not in donors]
     _check_disjoint(rest, chosen, held)
-    if not rest or not chosen:
+    if not rest or (not chosen and validation is not None):
         raise RecipeError(
             f"Training needs labelled scans of at least two donors (one to train on, one densely labelled to select by); "
             f"found {len({s.info.donor for s in free})} donors with a label named {' or '.join(labels)}"

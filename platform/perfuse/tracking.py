@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "perfuse"
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""What MLflow takes in one request."""
 
 
 @contextmanager
@@ -85,6 +89,15 @@ def experiment_id(name: str = EXPERIMENT) -> str:
         return str(server.create_experiment(name, artifact_location=place))
 
 
+@dataclass(frozen=True)
+class Told:
+    """Metrics of a step, and when they were measured."""
+
+    step: int
+    values: dict[str, float]
+    when_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+
 class Run:
     """One MLflow run."""
 
@@ -93,11 +106,12 @@ class Run:
         self._client = client()
 
     @classmethod
-    def start(cls, name: str, tags: dict[str, str] | None = None) -> "Run":
-        """Begin a run."""
+    def start(cls, name: str, tags: dict[str, str] | None = None, *, parent: str | None = None) -> "Run":
+        """Begin a run, shown beneath another when that is given by its id."""
         server = client()
+        above = {"mlflow.parentRunId": parent} if parent else {}
         with answering():
-            made = server.create_run(experiment_id(), run_name=name, tags=tags)
+            made = server.create_run(experiment_id(), run_name=name, tags={**(tags or {}), **above})
         return cls(str(made.info.run_id))
 
     @classmethod
@@ -122,17 +136,39 @@ class Run:
 
         flat = [Param(key, str(value)[:6000]) for key, value in _flat(values)]
         with answering():
-            self._client.log_batch(self.id, params=flat)
+            for start in range(0, len(flat), PARAMS_AT_ONCE):
+                self._client.log_batch(self.id, params=flat[start : start + PARAMS_AT_ONCE])
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log metrics of a step in one request."""
-        import time
+        self.log([Told(step=step, values=values)])
 
+    def log(self, told: Sequence[Told]) -> None:
+        """Log metrics of many steps in as few requests as MLflow allows; what it holds already is not doubled."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        metrics = [Metric(k, float(v), each.when_ms, each.step) for each in told for k, v in each.values.items()]
         with answering():
-            self._client.log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+            for start in range(0, len(metrics), METRICS_AT_ONCE):
+                self._client.log_batch(self.id, metrics=metrics[start : start + METRICS_AT_ONCE])
+
+    def history(self) -> dict[str, dict[int, float]]:
+        """All metrics: by name, and by step in order; what was told last of a step."""
+        with answering():
+            names = sorted(self._client.get_run(self.id).data.metrics)
+            told = {n: sorted(self._client.get_metric_history(self.id, n), key=lambda m: m.timestamp) for n in names}
+        return {name: dict(sorted({m.step: m.value for m in values}.items())) for name, values in told.items()}
+
+    def files(self, folder: str) -> list[str]:
+        """The paths of the files in a folder of the run, and in those below."""
+        with answering():
+            found = [(f.path, f.is_dir) for f in self._client.list_artifacts(self.id, folder)]
+        return [p for path, is_folder in found for p in (self.files(path) if is_folder else [path])]
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file of the run."""
+        with tempfile.TemporaryDirectory() as folder, answering():
+            return Path(self._client.download_artifacts(self.id, path, folder)).read_bytes()
 
     def file(self, path: str, data: bytes) -> None:
         """Log a file, as pictures/step-100.png."""

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfuse import organ_statistics, storage
-from perfuse.bundle import Bundle
+from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
 from perfuse.inference import predict_local, prepare, probability, probability_of_array
 from perfuse.inference.logits import LIMIT, ONE, divide, fuse, window
-from perfuse.inference.prediction import SLAB, Worker, plan
+from perfuse.inference.prediction import Worker, plan
+from perfuse.inference.scratch import SLAB
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.models import build
 from perfuse.normalisation import bounds, normalise
-from perfuse.pseudolabels import pseudolabel
 
 TINY = Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(16, 8, 8, 8, 8))
 
@@ -93,7 +93,7 @@ def test_integer_mean_ignores_order(parts):
 def test_fusion_rounds_once():
     logits = [np.array([-16384, -1024, 0, 1024, 16384], np.int16), np.array([-16384, -1024, 1, 3072, 16384], np.int16)]
     mean = np.array([-16, -1, 1 / 1024, 2, 16])
-    np.testing.assert_array_equal(fuse(logits), np.floor(255 / (1 + np.exp(-mean)) + 0.5).astype(np.uint8))
+    np.testing.assert_array_equal(fuse([logits]), np.floor(255 / (1 + np.exp(-mean)) + 0.5).astype(np.uint8))
     assert window("hann", 64).min() >= 1
     assert int(window("hann", 256).max()) * LIMIT * ONE * 64 < 2**31
 
@@ -123,13 +123,13 @@ def test_prediction_is_what_a_plain_loop_gives(scan):
     )
     engine = Engine.of(network, made.contract.forward, "cpu", info.model.precision)
     axes = [np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in range(3)]
-    np.testing.assert_array_equal(stored, fuse(axes))
+    np.testing.assert_array_equal(stored, fuse([axes]))
 
 
 def test_same_key_runs_nothing_and_a_new_threshold_no_network(scan, monkeypatch):
     made = bundle()
     first = predict_local(scan.url, made, "soft")
-    monkeypatch.setattr(Worker, "of", lambda *_: pytest.fail("the network was loaded again"))
+    monkeypatch.setattr(Worker, "run", lambda *_: pytest.fail("the network was asked again"))
     assert predict_local(scan.url, made, "soft") == first
     moved = predict_local(scan.url, made.with_threshold(77), "soft")
     assert moved.digest == first.digest
@@ -139,13 +139,13 @@ def test_same_key_runs_nothing_and_a_new_threshold_no_network(scan, monkeypatch)
 def test_torn_and_missing_slabs_are_found_and_redone(scan):
     made = bundle()
     prediction = prepare(scan.url, made, "soft")
-    worker = Worker.of(prediction, made, 1)
+    worker = Worker(prediction, made, 1)
     rows = prediction.slabs_to_do()
     assert len(rows) == 2 + 2 + 2
     for row in rows[:4]:
-        prediction.run_slab(row, worker.engine)
+        worker.run(row)
     assert prediction.slabs_to_do() == rows[4:]
-    shards = sorted(Path(scan.url, prediction.scratch, "z", "c").rglob("*"))
+    shards = sorted(Path(scan.url, prediction.members[0].scratch, "z", "c").rglob("*"))
     torn = [s for s in shards if s.is_file()]
     torn[0].write_bytes(torn[0].read_bytes()[:-7])
     torn[-1].unlink()
@@ -198,17 +198,37 @@ def test_plan_counts_the_work(scan):
     assert planned.peak_bytes >= deeper
 
 
-def test_pseudolabels_keep_what_people_marked(scan):
-    made = bundle()
-    predict_local(scan.url, made, "soft")
-    info = pseudolabel(scan.url, made, "round1", predict_local)
-    soft, human, kept = (np.asarray(scan.label(n)[:]) for n in ("soft", "human", "round1"))
-    np.testing.assert_array_equal(kept, np.maximum(soft, human))
-    assert info.kind == "soft"
-    assert info.lineage["kept_label"] == "human"
-    assert len(np.unique(kept)) > 2
-    with pytest.raises(ScanError, match="given by people"):
-        pseudolabel(scan.url, made, "human", predict_local)
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_members_count_alike_however_many_axes_they_see(axes, seed):
+    rng = np.random.default_rng(seed)
+    members = [[rng.integers(-LIMIT * ONE, LIMIT * ONE + 1, 50).astype(np.int16) for _ in range(n)] for n in axes]
+    mean = np.mean([np.mean(member, axis=0) for member in members], axis=0) / ONE
+    plain = 255 / (1 + np.exp(-mean))
+    fused = fuse(members)
+    assert fused.dtype == np.uint8
+    assert np.abs(fused - plain).max() <= 0.5 + 255 / 4 / ONE
+    np.testing.assert_array_equal(fused, fuse(reversed([list(reversed(m)) for m in members])))
+
+
+def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
+    first, second = bundle(0), bundle(1, axes=("y",))
+    info = predict_local(scan.url, Ensemble((first, second), 77), "mean")
+    assert predict_local(scan.url, Ensemble((second, first), 77), "mean") == info, "the order does not matter"
+    window = bounds(scan, forward().normalisation)
+    values = normalise(np.asarray(scan.image[:]), window, forward().normalisation)
+    members = []
+    for made in (first, second):
+        network = build(TINY)
+        network.load_state_dict(made.weights)
+        engine = Engine.of(network, made.contract.forward, "cpu", info.model.precision)
+        axes = ["zyx".index(a) for a in made.contract.forward.axes]
+        members.append([np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in axes])
+    np.testing.assert_array_equal(scan.label("mean")[:], fuse(members))
+    assert info.model.threshold == 77
+    assert [p.name for p in Path(scan.url, "perfuse/scratch").iterdir()] == ["zarr.json"]
+    with pytest.raises(ContractError, match="named twice"):
+        prepare(scan.url, Ensemble((first, first), 77), "mean")
 
 
 @pytest.mark.parametrize("shape", [(80, 70), (40, 64, 48), (3, 90, 50)])

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +37,7 @@ TINY = [
 SHAPE = (32, 48, 40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +71,7 @@ def test_a_job_learns_validates_and_ends_as_a_bundle(undisturbed) -> None:
     assert is_finished(job)
     assert sorted(reports) == [1, 3, 6]
     learning, validation = (
-        {"loss", "bce_loss", "dice_loss", "learning_rate"},
+        {"loss", "bce_loss", "dice_loss", "learning_rate", "steps_per_s", "crops_per_s", "wait_share"},
         {"val_dice", "val_surface_dice", "val_threshold"},
     )
     assert set(reports[1]) == learning

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from perfuse.bundle import Bundle
+from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import PerfuseError, ScanError
+from perfuse.errors import ScanError
 from perfuse.inference import predict_local, prepare
 from perfuse.models import build
 from perfuse_jobs.predict import predict_ray
@@ -22,8 +22,8 @@ from perfuse_jobs.predict import predict_ray
 TINY = Network(encoder="resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
 
 
-def bundle() -> Bundle:
-    torch.manual_seed(0)
+def bundle(seed: int = 0) -> Bundle:
+    torch.manual_seed(seed)
     forward = Forward(network=TINY, voxel_size_um=(10, 100), tile=64)
     return Bundle(Contract(forward=forward), build(TINY).state_dict(), {})
 
@@ -51,8 +51,10 @@ def test_any_number_of_actors(scan_url: str) -> None:
         begin = time.perf_counter()
         predict_ray(scan_url, bundle(), "two", actors=1)
         assert time.perf_counter() - begin < 5, "a finished label is not computed again"
-        with pytest.raises(PerfuseError, match="no label 'lost'"):
-            predict_ray(scan_url, bundle(), "three", keep="lost")
+        together = Ensemble((bundle(), bundle(seed=1)), 128)
+        predict_local(scan_url, together, "mean")
+        predict_ray(scan_url, together, "mean-of-two-actors", actors=2)
+        np.testing.assert_array_equal(scan.label("mean")[:], scan.label("mean-of-two-actors")[:])
     finally:
         ray.shutdown()
 
@@ -76,7 +78,7 @@ def test_kill_and_again(scan_url: str) -> None:
     here = str(Path(__file__).parent)
     process = subprocess.Popen([sys.executable, "-c", KILLED, scan_url, here], stderr=subprocess.DEVNULL)
     prediction = prepare(scan_url, bundle(), "killed")
-    marks = Path(scan_url, prediction.scratch, "done-z", "c")
+    marks = Path(scan_url, prediction.members[0].scratch, "done-z", "c")
     deadline = time.monotonic() + 120
     while not (marks.exists() and any(marks.rglob("*"))) and time.monotonic() < deadline:
         assert process.poll() is None, "it ended before it could be killed"

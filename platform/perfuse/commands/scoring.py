@@ -36,10 +36,11 @@ def evaluate(
     from perfuse import scoring
     from perfuse.catalog import Scan
     from perfuse.console import print_json
+    from perfuse.contract import threshold_of
     from perfuse.registry import record_evaluation
 
     scan = Scan.open(scan_url)
-    whole = None if threshold is None else math.ceil(255 * threshold - 1e-9)
+    whole = None if threshold is None else threshold_of(threshold)
     scores = scoring.evaluate(scan, prediction, truth, whole)
     if threshold is None:
         record_evaluation(scores, kind="test")

@@ -53,7 +53,7 @@ def _fused(
     device = best_device()
     engine = Engine.of(network, forward, device, resolve_precision(forward.precision, device))
     shape = index3(values.shape)
-    return fuse([_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes])
+    return fuse([[_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]])
 
 
 def _along(engine: Engine, read: Read, shape_zyx: Index3, axis: int) -> Logits:

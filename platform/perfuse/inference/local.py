@@ -1,27 +1,27 @@
 """A prediction in this process, without Ray."""
 
-from perfuse.bundle import Bundle
+from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.inference.prediction import Worker, already_done, prepare
 from perfuse.locks import writing
 
 
-def predict_local(scan_url: str, bundle: Bundle, output: str, *, keep: str | None = None) -> LabelInfo:
+def predict_local(scan_url: str, model: Model, output: str) -> LabelInfo:
     """Predict a scan into a soft label. Done work is not repeated: neither a finished label nor a finished slab."""
     import torch
 
-    prediction = prepare(scan_url, bundle, output, keep=keep)
+    prediction = prepare(scan_url, model, output)
     with writing(scan_url, f"label-{output}"):
-        done = already_done(prediction, bundle)
+        done = already_done(prediction, model)
         if done is not None:
             return done
-        worker = Worker.of(prediction, bundle, torch.get_num_threads())
+        worker = Worker(prediction, model, torch.get_num_threads())
         rows = prediction.slabs_to_do()
         with progress("slabs", len(rows)) as advance:
             for row in rows:
-                prediction.run_slab(row, worker.engine)
+                worker.run(row)
                 advance()
         for task in prediction.writer().todo():
             prediction.run_fuse(task)
-        return prediction.finish(bundle)
+        return prediction.finish(model)

@@ -1,6 +1,7 @@
 """Logits as int16 fixed point: blending weights, fusion over axes, and the one rounding to uint8."""
 
 import math
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 ONE = 1024
 """A logit of 1, in fixed point."""
+AXES = 6
+"""A multiple of every number of axes that a member may see."""
 LIMIT = 16
 """Logits are clamped to ± this: a probability of 1 − 10⁻⁷."""
 
@@ -26,7 +29,7 @@ def window(kind: Literal["mean", "hann"], tile: int) -> npt.NDArray[np.int32]:
 
 def divide(total: npt.NDArray[Any], weight: npt.NDArray[Any] | int) -> npt.NDArray[Any]:
     """Integer mean, rounded half up: the same whatever order the total was added in."""
-    return np.asarray((2 * total + weight) // (2 * weight))
+    return np.asarray((total + weight // 2) // weight)
 
 
 @cache
@@ -35,9 +38,14 @@ def _table() -> npt.NDArray[np.uint8]:
     return np.array([math.floor(255 / (1 + math.exp(-v)) + 0.5) for v in fixed], np.uint8)
 
 
-def fuse(logits: list[Logits]) -> npt.NDArray[np.uint8]:
-    """Mean over members or axes, then the probability as uint8: round(255 · sigmoid)."""
-    total = np.zeros(logits[0].shape, np.int32)
-    for part in logits:
-        total += part
-    return np.asarray(_table()[divide(total, len(logits)) + LIMIT * ONE])
+def fuse(members: Iterable[Iterable[Logits]]) -> npt.NDArray[np.uint8]:
+    """Mean over members of the mean over each one's axes, then the probability as uint8: round(255 · sigmoid).
+
+    Members that see one, two or three axes count alike; the sum is of integers, and rounded once.
+    """
+    total, count = np.zeros((), np.int32), 0
+    for axes in members:
+        seen = list(axes)
+        total = total + sum(part.astype(np.int32) for part in seen) * np.int32(AXES // len(seen))
+        count += 1
+    return np.asarray(_table()[divide(total, AXES * count) + LIMIT * ONE])

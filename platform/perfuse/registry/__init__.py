@@ -1,6 +1,6 @@
 """Bundles by name and version, promotion with a ledger: the one door to the MLflow registry."""
 
-from perfuse.registry.bundles import champion, load_bundle, register, set_champion, version_of
+from perfuse.registry.bundles import champion, donors_of, load_bundle, load_model, register, set_champion, version_of
 from perfuse.registry.ledger import Entry, history
 from perfuse.registry.policy import Policy, Score, decide
 from perfuse.registry.promotion import promote, rollback
@@ -12,8 +12,10 @@ __all__ = [
     "Score",
     "champion",
     "decide",
+    "donors_of",
     "history",
     "load_bundle",
+    "load_model",
     "promote",
     "record_evaluation",
     "record_scores",

@@ -2,11 +2,13 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perfuse import __version__, tracking
-from perfuse.bundle import Bundle
+from perfuse.bundle import Bundle, Ensemble, Model
+from perfuse.console import say
 from perfuse.errors import RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -116,6 +118,22 @@ def load_bundle(uri: str) -> Bundle:
         return Bundle.load(found[0].parent, uri)
 
 
+def donors_of(uri: str) -> dict[str, str]:
+    """`Bundle.donors` of a model; says so when the model, an imported one, does not know what it was trained on."""
+    bundle = load_bundle(uri)
+    if "donors" not in bundle.lineage:
+        say(f"{bundle.uri} does not say what it was trained on: whether a donor judges itself by it cannot be checked.")
+    return bundle.donors
+
+
+def load_model(uris: Sequence[str]) -> Model:
+    """The bundle of one URI; of several their ensemble, read with the mean of their thresholds until one is chosen for it."""
+    bundles = tuple(load_bundle(uri) for uri in uris)
+    if len(bundles) == 1:
+        return bundles[0]
+    return Ensemble(bundles, round(sum(b.threshold for b in bundles) / len(bundles)))
+
+
 def champion(name: str) -> str | None:
     """The version that is champion; None before the first. RegistryError when there is no such model."""
     return _known(name)[1].get(CHAMPION)
@@ -132,6 +150,13 @@ def tags(name: str, version: str) -> dict[str, str]:
     with tracking.answering():
         found: Any = tracking.client().get_model_version(name, version)
     return dict(found.tags)
+
+
+def run_of(uri: str) -> str:
+    """The MLflow run that made a version."""
+    with tracking.answering():
+        found: Any = tracking.client().get_model_version(*version_of(uri))
+    return str(found.run_id)
 
 
 def set_tag(name: str, version: str, key: str, value: str) -> None:

@@ -14,8 +14,9 @@ class Score(Frozen):
     data_digest: str
     scan_url: str
     truth: str
-    kind: Literal["validation", "test"]
-    """validation: the threshold was chosen on it. test: nothing was."""
+    kind: Literal["validation", "test", "sibling"]
+    """validation: the threshold was chosen on it. test: nothing was. sibling: reached by a training of the same recipe
+    that this donor was kept out of, where the version itself has learnt from all donors."""
     threshold: float
     dice: float
     surface_dice: float

@@ -9,9 +9,14 @@ from perfuse.contract import Contract, Forward, Frozen
 from perfuse.errors import RecipeError
 from perfuse.finding import find_scans, preferred_label
 from perfuse.geometry import Box, Index3
+from perfuse.models import with_source
 from perfuse.recipes import Recipe
 from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints
+from perfuse.training.initial import pinned
+
+PLACES = {"url", "ancestry"}
+"""Of a source: where it lies and what its label is called by; its digests say what it is."""
 
 
 class Source(Frozen):
@@ -19,7 +24,10 @@ class Source(Frozen):
 
     url: str
     specimen: str
+    donor: str
     label: str
+    ancestry: tuple[tuple[str, str], ...] = ()
+    """Other donors whose data are in the label, each with the way that they took: `LabelInfo.donors`."""
     scan_digest: str
     label_digest: str
     organ: tuple[str, ...] = ()
@@ -37,13 +45,26 @@ class TrainingJob(Frozen):
 
     recipe: Recipe
     train: tuple[Source, ...] = Field(min_length=1)
-    validation: tuple[Source, ...] = Field(min_length=1)
+    validation: tuple[Source, ...]
+    """Choose the checkpoint; where there are none the last is kept."""
+    initial: tuple[tuple[str, str], ...] = ()
+    """Donors whose data are in the weights that it starts from, each with the way that they took."""
     folder: str
     """URL of the folder for checkpoints; its name is the key."""
     key: str
     """Digest of recipe, voxels and labels: the same key is never trained twice."""
     pixel_um: tuple[float, float]
     """The finest and the coarsest pixel that is trained on."""
+
+    def donors(self) -> dict[str, str]:
+        """All donors whose data the training learns from, each with the way that they took, from the end to the beginning."""
+        found: dict[str, str] = {s.donor: f"{s.label} of {s.specimen}" for s in self.train}
+        for source in self.train:
+            for donor, path in source.ancestry:
+                found.setdefault(donor, f"{source.label} of {source.specimen} ← {path}")
+        for donor, path in self.initial:
+            found.setdefault(donor, f"initial weights ← {path}")
+        return found
 
     def forward(self) -> Forward:
         """The forward contract that a network trained by this job gets."""
@@ -59,16 +80,18 @@ class TrainingJob(Frozen):
         )
 
 
-def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
+def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool = True) -> TrainingJob:
     """Choose scans by donor and give the job its key; reads metadata only.
 
-    Raises RecipeError when the split is impossible, ScanError when there are no scans.
+    selects: some donors choose the checkpoint, and are kept out of what is learnt from. False: none does.
+    Raises RecipeError when the split is impossible, or a donor that selects is in the ancestry of a label or of the initial
+    weights; ScanError when there are no scans.
     """
     split = split_by_donor(
         find_scans(data_url),
         labels=recipe.labels,
         train=recipe.train,
-        validation=recipe.validation,
+        validation=recipe.validation if selects else None,
         holdout=recipe.holdout,
     )
     train = tuple(_source(s, recipe.labels) for s in split.train)
@@ -79,22 +102,57 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
                 f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
                 f"{scan.labels()[source.label].kind}. Choose another specimen by --set validation=…"
             )
+    recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {
             "recipe": recipe.model_dump(mode="json"),
-            "train": [s.model_dump(mode="json", exclude={"url"}) for s in train],
-            "validation": [s.model_dump(mode="json", exclude={"url"}) for s in validation],
+            "train": [s.model_dump(mode="json", exclude=PLACES) for s in train],
+            "validation": [s.model_dump(mode="json", exclude=PLACES) for s in validation],
         }
     )
     pixels = [s for scan in split.train for axis in recipe.axes for s in _pixels(scan, axis)]
-    return TrainingJob(
+    job = TrainingJob(
         recipe=recipe,
         train=train,
         validation=validation,
+        initial=tuple(_initial(recipe, storage_url).items()),
         folder=storage.join(storage_url, key[:16]),
         key=key,
         pixel_um=(min(pixels), max(pixels)),
     )
+    _check_unseen(job)
+    return job
+
+
+def _initial(recipe: Recipe, storage_url: str) -> dict[str, str]:
+    """Donors whose data are in the weights that the recipe starts from: a model's, or those of a training RUN@STEP."""
+    start = recipe.init_from
+    if start is None:
+        return {}
+    if start.startswith(("models:/", "runs:/")):
+        from perfuse.registry import donors_of
+
+        return donors_of(start)
+    state = checkpoints.load(storage.join(storage_url, start.partition("@")[0]))
+    if state is None:
+        raise RecipeError(f"init_from = {start}: there is no such training under {storage_url}.")
+    return {donor: f"{start} ← {path}" for donor, path in state["donors"].items()}
+
+
+def _check_unseen(job: TrainingJob) -> None:
+    seen = job.donors()
+    for source in job.validation:
+        if source.donor in seen:
+            raise RecipeError(
+                f"Donor {source.donor!r} is to choose the checkpoint, and is in what it is trained on: {seen[source.donor]}. "
+                "Choose another validation donor, or labels that were made without this one."
+            )
+
+
+def _pinned(recipe: Recipe, storage_url: str) -> Recipe:
+    """The recipe with what it names written down as what it names today: a network's source, weights to start from."""
+    start = recipe.init_from and pinned(recipe.init_from, storage_url)
+    return recipe.model_copy(update={"network": with_source(recipe.network), "init_from": start})
 
 
 def _source(scan: Scan, labels: tuple[str, ...]) -> Source:
@@ -103,6 +161,8 @@ def _source(scan: Scan, labels: tuple[str, ...]) -> Source:
     return Source(
         url=scan.url,
         specimen=scan.info.specimen,
+        donor=scan.info.donor,
+        ancestry=tuple(info.donors.items()),
         label=name,
         scan_digest=scan.info.digest,
         label_digest=info.digest,
@@ -129,6 +189,8 @@ def finished_bundle(job: TrainingJob) -> Bundle:
         "recipe": job.recipe.model_dump(mode="json"),
         "train": [s.model_dump(mode="json") for s in job.train],
         "validation": [s.model_dump(mode="json") for s in job.validation],
+        "donors": job.donors(),
         "best_step": state["best_step"],
+        "origin": state["origin"],
     }
     return Bundle(Contract(forward=job.forward()), state["best"], lineage)

@@ -1,0 +1,259 @@
+"""Runs a campaign: each stage once, its result kept under its key, its MLflow run beneath the campaign's.
+
+What is kept is small: URIs, thresholds, digests and scores. Models, labels and checkpoints lie where the verbs put them, and
+a stage that was killed goes on as its verb does.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import Field
+
+from perfuse import settings, storage
+from perfuse.bundle import Model
+from perfuse.campaigns.planning import Plan, Planned
+from perfuse.campaigns.schema import Ensemble, Evaluate, Predict, PseudoLabel, Train
+from perfuse.catalog import LabelInfo, Scan
+from perfuse.console import say
+from perfuse.contract import Frozen
+from perfuse.errors import CampaignError, RegistryError
+from perfuse.locks import writing
+from perfuse.pseudolabels import human_label, pseudolabel
+from perfuse.registry import load_model, record_evaluation, record_scores, scores_of
+from perfuse.registry.bundles import run_of, version_of
+from perfuse.scoring import evaluate, tune
+from perfuse.tracking import Run
+from perfuse_jobs.predict import predictor
+from perfuse_jobs.session import check_shared
+from perfuse_jobs.train import Part, train
+
+
+class Result(Frozen):
+    """What a stage has made."""
+
+    stage: str
+    kind: str
+    key: str
+    run_id: str = ""
+    models: tuple[str, ...] = ()
+    """URIs; of an ensemble its members."""
+    threshold: int | None = None
+    labels: dict[str, LabelInfo] = Field(default={})
+    """By URL of the scan."""
+    scores: tuple[dict[str, Any], ...] = ()
+    """Evaluations; of a training that learnt from everything those of its siblings, which say so."""
+
+
+def run(plan: Plan, *, workers: int = 1, local: bool = False) -> list[Result]:
+    """Run a campaign's stages in order; what is done is skipped, and what was begun goes on.
+
+    workers: processes of Ray. local: in this process, without Ray. Raises BusyError when the same campaign runs elsewhere.
+    """
+    if not local:
+        check_shared("PERFUSE_STORAGE", "a URL for checkpoints that all nodes reach (s3://…)")
+        check_shared("MLFLOW_TRACKING_URI", "the MLflow server")
+    with writing(_place(plan.key), "campaign"):
+        return _Runner(plan, workers, local=local).run()
+
+
+def _place(key: str) -> str:
+    return storage.join(settings.storage_url(), "campaigns", key[:16])
+
+
+def _read(place: str) -> Any:
+    try:
+        return storage.read_json(place)
+    except FileNotFoundError:
+        return None
+
+
+def _run_at(place: str, name: str, tags: dict[str, str], parent: str | None = None) -> Run:
+    """The run that is noted at a place, or a new one that is noted there."""
+    noted = _read(place)
+    run = Run.resume(noted["run_id"]) if noted else None
+    if run is None:
+        run = Run.start(name, tags, parent=parent)
+        storage.write_json(place, {"run_id": run.id})
+    return run
+
+
+def done(planned: Planned) -> Result | None:
+    """What a stage has made, if its models and labels are still what they were."""
+    kept = _read(_place(planned.key) + ".json")
+    if kept is None:
+        return None
+    result = Result.model_validate(kept)
+    for url, info in result.labels.items():
+        now = Scan.open(url).labels().get(info.name)
+        if now is None or now.digest != info.digest:
+            return None
+    try:
+        for uri in result.models:
+            version_of(uri)
+    except RegistryError:
+        return None
+    return result
+
+
+class _Runner:
+    """Runs stages, and holds what those before have made."""
+
+    def __init__(self, plan: Plan, workers: int, *, local: bool) -> None:
+        self.plan, self.workers, self.local = plan, workers, local
+        self.results: dict[str, Result] = {}
+        self.predict = predictor(workers, local=local)
+
+    def run(self) -> list[Result]:
+        plan, place = self.plan, storage.join(_place(self.plan.key), "run.json")
+        self.parent = _run_at(place, plan.name, {"perfuse.key": plan.key, "perfuse.campaign": plan.name})
+        try:
+            for number, planned in enumerate(plan.stages, 1):
+                self._stage(planned, f"stage {number} of {len(plan.stages)}, {planned.stage.kind} {planned.stage.name}")
+        except BaseException as error:
+            self.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.parent.json("campaign.json", plan.model_dump(mode="json"))
+        self.parent.json("results.json", [result.model_dump(mode="json") for result in self.results.values()])
+        self.parent.json("lineage.json", self._lineage())
+        self.parent.finish()
+        return list(self.results.values())
+
+    def _lineage(self) -> dict[str, Any]:
+        """Of every soft label: what made it of what, by scan and name."""
+        return {
+            f"{url}/labels/{info.name}": {"stage": result.stage, "digest": info.digest, **info.lineage}
+            for result in self.results.values()
+            for url, info in result.labels.items()
+        }
+
+    def _stage(self, planned: Planned, title: str) -> None:
+        result = done(planned)
+        if result is not None:
+            say(f"{title}: done already")
+        else:
+            say(title)
+            result = self._train(planned, planned.stage) if isinstance(planned.stage, Train) else self._in_run(planned)
+            storage.write_json(_place(planned.key) + ".json", result.model_dump(mode="json"))
+        self.results[planned.stage.name] = result
+
+    def _in_run(self, planned: Planned) -> Result:
+        """A stage that is no training, in an MLflow run of its own."""
+        stage = planned.stage
+        tags = {"perfuse.key": planned.key, "perfuse.stage": stage.kind}
+        run = _run_at(_place(planned.key) + ".run.json", f"{self.plan.name}-{stage.name}", tags, self.parent.id)
+        try:
+            result = _DO[stage.kind](self, planned, stage).model_copy(update={"run_id": run.id})
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        run.json("result.json", result.model_dump(mode="json"))
+        run.metrics(0, _metrics(result))
+        run.finish()
+        return result
+
+    def _model(self, names: tuple[str, ...]) -> Model:
+        """Of stages and URIs: one as it is, several as one; read with the threshold that the stage has chosen."""
+        known = [self.results[name] for name in names if name in self.results]
+        uris = [uri for name in names for uri in (self.results[name].models if name in self.results else (name,))]
+        model = load_model(uris)
+        threshold = known[0].threshold if len(names) == 1 and known else None
+        return model if threshold is None else model.with_threshold(threshold)
+
+    def _train(self, planned: Planned, stage: Train) -> Result:
+        if planned.recipe is None:
+            raise CampaignError(f"Stage {stage.name} has no recipe.")
+        start = stage.init_from
+        if start is not None and start in self.results:
+            (start,) = self.results[start].models
+        inherited = self._model((stage.threshold_from,)).threshold if stage.threshold_from else None
+        uri = train(
+            planned.recipe.model_copy(update={"init_from": start}),
+            self.plan.data_url,
+            f"{self.plan.name}-{stage.name}",
+            workers=self.workers,
+            local=self.local,
+            part=Part(parent=self.parent.id, threshold=inherited),
+        )
+        return Result(
+            stage=stage.name,
+            kind=stage.kind,
+            key=planned.key,
+            run_id=run_of(uri),
+            models=(uri,),
+            threshold=load_model([uri]).threshold,
+            scores=self._scores_of_siblings(uri, stage),
+        )
+
+    def _scores_of_siblings(self, uri: str, stage: Train) -> tuple[dict[str, Any], ...]:
+        """Note with a model that learnt from everything what its siblings reached on the donors that they left out."""
+        theirs = [
+            score.model_copy(update={"kind": "sibling"})
+            for name in stage.siblings
+            for score in scores_of(*version_of(self.results[name].models[0])).values()
+            if score.kind == "validation"
+        ]
+        for score in theirs:
+            record_scores(uri, score)
+        return tuple(score.model_dump(mode="json") for score in theirs)
+
+    def _ensemble(self, planned: Planned, stage: Ensemble) -> Result:
+        model, scans = self._model(stage.models), [Scan.open(site.url) for site in planned.scans]
+        truths = {human_label(scan) for scan in scans}
+        truth = truths.pop()
+        if truths or truth is None:
+            raise CampaignError(f"Stage {stage.name}: its scans need one label of people's that all have, as `human`.")
+        labels = {scan.url: self.predict(scan.url, model, planned.output) for scan in scans}
+        threshold = tune([Scan.open(url) for url in labels], planned.output, truth).chosen
+        labels = {url: self.predict(url, model.with_threshold(threshold), planned.output) for url in labels}
+        scores = [asdict(evaluate(Scan.open(url), planned.output, truth)) for url in labels]
+        models = tuple(member.uri for member in model.members)
+        return _result(planned, models=models, threshold=threshold, labels=labels, scores=tuple(scores))
+
+    def _predict(self, planned: Planned, stage: Predict) -> Result:
+        model = self._model((stage.model,))
+        return _result(planned, labels={s.url: self.predict(s.url, model, planned.output) for s in planned.scans})
+
+    def _pseudolabel(self, planned: Planned, stage: PseudoLabel) -> Result:
+        model = self._model((stage.model,))
+        return _result(
+            planned,
+            labels={
+                s.url: pseudolabel(s.url, model, planned.output, self.predict, cut=stage.cut) for s in planned.scans
+            },
+        )
+
+    def _evaluate(self, planned: Planned, stage: Evaluate) -> Result:
+        model = self._model((stage.model,))
+        labels = {s.url: self.predict(s.url, model, planned.output) for s in planned.scans}
+        scores = [evaluate(Scan.open(url), planned.output, stage.truth) for url in labels]
+        for score in scores:
+            record_evaluation(score, kind="test")
+        return _result(planned, labels=labels, scores=tuple(asdict(score) for score in scores))
+
+
+def _result(planned: Planned, **made: Any) -> Result:
+    return Result(stage=planned.stage.name, kind=planned.stage.kind, key=planned.key, **made)
+
+
+_DO: dict[str, Callable[[_Runner, Planned, Any], Result]] = {
+    "tune": _Runner._ensemble,
+    "ensemble": _Runner._ensemble,
+    "predict": _Runner._predict,
+    "pseudolabel": _Runner._pseudolabel,
+    "evaluate": _Runner._evaluate,
+}
+
+
+def _metrics(result: Result) -> dict[str, float]:
+    """What MLflow draws of a stage: numbers by scan."""
+    found: dict[str, float] = {} if result.threshold is None else {"threshold": result.threshold / 255}
+    for score in result.scores:
+        found |= {
+            f"{name}.{score['scan']}": float(score[name]) for name in ("dice", "surface_dice", "precision", "recall")
+        }
+    for url, info in result.labels.items():
+        for name in ("threshold", "achieved_coverage", "residual"):
+            if info.lineage.get(name) is not None:
+                found[f"{name}.{storage.name_of(url).removesuffix('.ome.zarr')}"] = float(info.lineage[name])
+    return found

@@ -1,0 +1,142 @@
+"""The verb `campaign`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perfuse.errors import PerfuseError
+
+if TYPE_CHECKING:
+    from perfuse.campaigns import Plan
+    from perfuse_jobs.campaign import Result
+
+
+def campaign(
+    name: Annotated[str, typer.Argument(help="A built-in campaign, or FILE.yaml.")],
+    data: Annotated[str, typer.Option(help="URL of the folder that holds the scans.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="ROLE=SPECIMEN,…; recipe=NAME; recipe.KEY=VALUE; STAGE.KEY=VALUE; repeatable."),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="With small networks, crops and steps.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on the Ray cluster.")] = 1,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+) -> dict[str, Any]:
+    """Run rounds of training, pseudo-labels and scores. Interrupted, the same command goes on; done, it does nothing.
+
+    Who plays which part follows from the labels, unless it is said: --set test=kidney_4 --set validation=kidney_2.
+    Example: perfuse campaign sennet_3rd --data scans --set test=kidney_4 --set recipe.steps=5000 --workers 2
+    """
+    from perfuse.campaigns import load_campaign, plan_campaign
+    from perfuse.campaigns.leakage import check
+    from perfuse.finding import find_scans
+    from perfuse.registry import donors_of
+
+    if local and workers > 1:
+        raise PerfuseError("--local is one process, this one: leave out --workers, or --local.")
+    scans = find_scans(data)
+    planned = plan_campaign(
+        load_campaign(name, scans, settings or []),
+        scans,
+        data,
+        smoke=smoke,
+        donors_of=donors_of,
+    )
+    check(planned)
+    if plan:
+        return _show_plan(planned, as_json=as_json)
+    from perfuse_jobs.campaign import run
+
+    return _show(planned, run(planned, workers=workers, local=local), as_json=as_json)
+
+
+def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from perfuse.campaigns.cost import SUSTAINED, costs
+    from perfuse.console import print_json, results
+    from perfuse_jobs.campaign import done
+
+    cost = costs(plan)
+    stages = [
+        {
+            "stage": p.stage.name,
+            "kind": p.stage.kind,
+            "done": done(p) is not None,
+            "scans": [site.specimen for site in p.scans],
+            "judges": [site.specimen for site in p.judges],
+            "donors": sorted(p.donors),
+            **cost[p.stage.name].model_dump(),
+        }
+        for p in plan.stages
+    ]
+    values = {
+        "campaign": plan.name,
+        "key": plan.key,
+        "gpu_hours": sum(c.gpu_hours for c in cost.values()),
+        "stages": stages,
+    }
+    if as_json:
+        print_json(values)
+        return values
+    table = Table(title=f"Campaign {plan.name}")
+    for heading in (
+        "stage",
+        "kind",
+        "on",
+        "judged by",
+        "donors in it",
+        "steps",
+        "crops",
+        "reads",
+        "writes",
+        "GPU-hours",
+        "",
+    ):
+        table.add_column(
+            heading, justify="right" if heading in ("steps", "crops", "reads", "writes", "GPU-hours") else "left"
+        )
+    for s in stages:
+        who = [", ".join(s[part]) for part in ("scans", "judges", "donors")]
+        sizes = [decimal(s["read_bytes"]), decimal(s["written_bytes"]), f"{s['gpu_hours']:.2g}"]
+        counts = [f"{s[part]:,}" if s[part] else "" for part in ("steps", "crops")]
+        table.add_row(s["stage"], s["kind"], *who, *counts, *sizes, "done" if s["done"] else "")
+    results.print(table)
+    results.print(
+        f"{values['gpu_hours']:.3g} GPU-hours in all, on a GPU that sustains {SUSTAINED / 1e12:.0f} TFLOP/s",
+        soft_wrap=True,
+    )
+    return values
+
+
+def _show(plan: "Plan", made: "list[Result]", *, as_json: bool) -> dict[str, Any]:
+    from rich.table import Table
+
+    from perfuse.console import print_json, results
+
+    values = {"campaign": plan.name, "key": plan.key, "stages": [result.model_dump(mode="json") for result in made]}
+    if as_json:
+        print_json(values)
+        return values
+    table = Table(title=f"Campaign {plan.name}")
+    for heading in ("stage", "made", "threshold", "scan", "Dice", "surface dice", ""):
+        table.add_column(heading)
+    for result in made:
+        what = ", ".join(result.models) or ", ".join(sorted({info.name for info in result.labels.values()}))
+        threshold = "" if result.threshold is None else f"{result.threshold / 255:.3f}"
+        rows = [
+            (
+                str(s.get("scan") or s["scan_url"]),
+                f"{s['dice']:.4f}",
+                f"{s['surface_dice']:.4f}",
+                str(s.get("kind", "")),
+            )
+            for s in result.scores
+        ]
+        for number, row in enumerate(rows or [("", "", "", "")]):
+            table.add_row(*((result.stage, what, threshold) if number == 0 else ("", "", "")), *row)
+    results.print(table)
+    return values

@@ -1,0 +1,91 @@
+"""What a campaign will take, from shapes and networks alone."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from perfuse.campaigns.planning import Plan, Planned
+from perfuse.campaigns.schema import Train, models_of
+from perfuse.catalog import Scan
+from perfuse.contract import Forward, Frozen, Network
+from perfuse.inference.prediction import plan as plan_prediction
+from perfuse.recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUSTAINED = 50e12
+"""Floating point operations a second that a data-centre GPU is taken to sustain in bf16."""
+LEARNING = 3
+"""A training step takes this many times the operations of an answer: forward, and twice that backward."""
+
+
+class Cost(Frozen):
+    """Of one stage."""
+
+    steps: int = 0
+    crops: int = 0
+    read_bytes: int = 0
+    """Voxels that are cut or predicted, as they are stored, uncompressed."""
+    written_bytes: int = 0
+    """Logits and labels at their largest; checkpoints are not counted."""
+    gpu_hours: float = 0.0
+
+
+def costs(plan: Plan) -> dict[str, Cost]:
+    """Each stage's cost, by its name; what is done already is counted too. GPU-hours assume `SUSTAINED` operations a second."""
+    found: dict[str, Cost] = {}
+    recipes: dict[str, list[Recipe]] = {}
+    for planned in plan.stages:
+        stage = planned.stage
+        if isinstance(stage, Train) and planned.recipe is not None:
+            found[stage.name], recipes[stage.name] = _training(planned, planned.recipe), [planned.recipe]
+            continue
+        recipes[stage.name] = [recipe for name in models_of(stage) for recipe in recipes.get(name, [])]
+        found[stage.name] = _answering(planned, recipes[stage.name])
+    return found
+
+
+def _training(planned: Planned, recipe: Recipe) -> Cost:
+    crops = recipe.steps * recipe.batch * recipe.accumulate
+    itemsize = max(Scan.open(site.url).image.dtype.itemsize for site in planned.scans)
+    operations = LEARNING * crops * _operations(recipe.network, recipe.crop)
+    return Cost(
+        steps=recipe.steps,
+        crops=crops,
+        read_bytes=crops * recipe.network.planes * recipe.crop**2 * itemsize,
+        gpu_hours=operations / SUSTAINED / 3600,
+    )
+
+
+def _answering(planned: Planned, members: list[Recipe]) -> Cost:
+    """Of predicting the scans of a stage; a model that is no training of this campaign counts for nothing."""
+    total = Cost()
+    for site in planned.scans:
+        scan = Scan.open(site.url)
+        for recipe in members:
+            forward = Forward(
+                network=recipe.network, voxel_size_um=(0, 1), axes=recipe.axes, tile=recipe.tile, overlap=recipe.overlap
+            )
+            work = plan_prediction(scan, forward)
+            operations = work.tiles * _operations(recipe.network, recipe.tile)
+            total = Cost(
+                read_bytes=total.read_bytes + work.input_bytes,
+                written_bytes=total.written_bytes + work.scratch_bytes + work.output_bytes,
+                gpu_hours=total.gpu_hours + operations / SUSTAINED / 3600,
+            )
+    return total
+
+
+@lru_cache
+def _operations(network: Network, side: int) -> int:
+    """Of the answer to one square crop: counted by PyTorch as the network runs on shapes without numbers."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from perfuse.models import build
+
+    made: nn.Module = build(network).to("meta").eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        made(torch.empty((1, network.planes, side, side), device="meta"))
+    return int(counter.get_total_flops())

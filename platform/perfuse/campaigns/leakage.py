@@ -1,0 +1,51 @@
+"""Refusing campaigns in which a donor judges what was learnt from it, be it by way of pseudo-labels or initial weights."""
+
+from perfuse.campaigns.planning import Plan, Planned
+from perfuse.campaigns.schema import Ensemble, Train
+from perfuse.errors import CampaignError
+from perfuse.recipes import differences
+
+OF_THE_DATA = {"name", "labels", "train", "validation", "holdout", "init_from", "seed"}
+"""Keys of a recipe in which siblings may differ."""
+
+
+def check(plan: Plan) -> None:
+    """CampaignError naming stage, donor and path, when a campaign cannot be trusted; nothing has run by then.
+
+    No donor chooses or scores what it is in; nothing learns from a test donor; what learns from everything has siblings that
+    each left out donors which it learns from, and no others.
+    """
+    before: dict[str, Planned] = {}
+    for planned in plan.stages:
+        for site in planned.judges:
+            _refuse(planned, site.donor, "chooses" if isinstance(planned.stage, (Train, Ensemble)) else "is scored")
+        if isinstance(planned.stage, Train):
+            for site in plan.test:
+                _refuse(planned, site.donor, "is kept for testing")
+            for name in planned.stage.siblings:
+                _check_sibling(planned, before[name])
+        before[planned.stage.name] = planned
+
+
+def _refuse(planned: Planned, donor: str, part: str) -> None:
+    if donor in planned.donors:
+        raise CampaignError(
+            f"Stage {planned.stage.name}: donor {donor!r} {part}, and is in what was learnt: {planned.stage.name} ← "
+            f"{planned.donors[donor]}. Take another donor for this (--set validation=…, --set test=…), or leave it out there."
+        )
+
+
+def _check_sibling(planned: Planned, sibling: Planned) -> None:
+    """What learns from everything is the same training as its sibling, and learns from all that its sibling left out."""
+    name, other = planned.stage.name, sibling.stage.name
+    if planned.recipe is None or sibling.recipe is None:
+        raise CampaignError(f"Stage {name}: sibling {other} is no training.")
+    changed = [k for k in differences(planned.recipe, sibling.recipe) if k.split(".")[0] not in OF_THE_DATA]
+    if changed:
+        raise CampaignError(f"Stage {name}: sibling {other} is another training; they differ in {', '.join(changed)}.")
+    missed = {s.specimen for s in (*sibling.scans, *sibling.judges)} - {s.specimen for s in planned.scans}
+    if missed:
+        raise CampaignError(
+            f"Stage {name}: sibling {other} knows {', '.join(sorted(missed))}, which {name} does not learn from, so its "
+            "scores cannot stand for this stage's."
+        )

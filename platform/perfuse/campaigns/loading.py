@@ -1,0 +1,86 @@
+"""Campaigns by name or from a YAML file, with settings over them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from perfuse.campaigns.built_in import CAMPAIGNS
+from perfuse.campaigns.roles import choose
+from perfuse.campaigns.schema import Campaign, Roles, Stage, Train
+from perfuse.catalog import Scan
+from perfuse.errors import CampaignError
+
+FILES = (".yaml", ".yml")
+PARTS = tuple(Roles.model_fields)
+Kind = TypeVar("Kind", Roles, Campaign)
+
+
+def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = ()) -> Campaign:
+    """A built-in campaign, or that of a YAML file, for these scans.
+
+    Settings are key=value: a role and its specimens (validation=kidney_2), `recipe` for every training, `recipe.KEY` for a
+    key of every training's recipe, or `STAGE.KEY` for one training's. Raises CampaignError that lists what there is.
+    """
+    values = _from_file(Path(name)) if name.lower().endswith(FILES) else None
+    if values is None and name not in CAMPAIGNS:
+        raise CampaignError(
+            f"Unknown campaign {name!r}. Built in: {', '.join(CAMPAIGNS)}. A file's name ends in .yaml."
+        )
+    split = [_split(setting) for setting in settings]
+    stated = {key: [v.strip() for v in value.split(",") if v.strip()] for key, value in split if key in PARTS}
+    written = (values or {}).get("roles") or {}
+    roles = choose(scans, _validated(Roles, name, {**written, **stated}))
+    campaign = CAMPAIGNS[name](roles) if values is None else _validated(Campaign, name, {**values, "roles": roles})
+    for key, value in split:
+        if key not in PARTS:
+            campaign = _changed(campaign, key, value)
+    return campaign
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CampaignError(f"{path} is no readable campaign: {error}.") from error
+    if not isinstance(values, dict):
+        raise CampaignError(f"{path} holds no campaign: name, recipe, roles and stages are wanted.")
+    return {"name": path.stem, **values}
+
+
+def _split(setting: str) -> tuple[str, str]:
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise CampaignError(f"--set takes key=value, e.g. test=kidney_4 or recipe.steps=500; got {setting!r}.")
+    return key.strip(), value.strip()
+
+
+def _changed(campaign: Campaign, key: str, value: str) -> Campaign:
+    first, _, rest = key.partition(".")
+    if first == "recipe" and rest:
+        return campaign.model_copy(update={"settings": (*campaign.settings, f"{rest}={value}")})
+    trainings = [stage.name for stage in campaign.stages if isinstance(stage, Train)]
+    if key != "recipe" and (not rest or first not in trainings):
+        raise CampaignError(
+            f"--set {key}: there are the roles {', '.join(PARTS)}; recipe; recipe.KEY; and of one training STAGE.KEY, with "
+            f"STAGE one of {', '.join(trainings)}."
+        )
+
+    def changed(stage: Stage) -> Stage:
+        if not isinstance(stage, Train) or (rest and stage.name != first):
+            return stage
+        update = {"settings": (*stage.settings, f"{rest}={value}")} if rest else {"recipe": value}
+        return stage.model_copy(update=update)
+
+    return campaign.model_copy(update={"stages": tuple(changed(stage) for stage in campaign.stages)})
+
+
+def _validated(kind: type[Kind], name: str, values: dict[str, Any]) -> Kind:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "campaign"
+        raise CampaignError(f"Campaign {name}: {place}: {first['msg'].removeprefix('Value error, ')}.") from error

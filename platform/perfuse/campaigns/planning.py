@@ -1,0 +1,228 @@
+"""A campaign over the scans of a folder: what each stage works on, its key, and the donors that it has learnt from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from perfuse import storage
+from perfuse.campaigns.schema import (
+    LABELS,
+    Campaign,
+    Ensemble,
+    Evaluate,
+    Names,
+    Predict,
+    PseudoLabel,
+    Stage,
+    Train,
+    models_of,
+)
+from perfuse.catalog import Scan
+from perfuse.contract import Frozen
+from perfuse.errors import CampaignError
+from perfuse.pseudolabels import human_label
+from perfuse.recipes import Recipe, load_recipe
+
+
+class Site(Frozen):
+    """A scan that a stage works on."""
+
+    url: str
+    specimen: str
+    donor: str
+
+
+class Planned(Frozen):
+    """A stage with all that decides its result."""
+
+    stage: Stage
+    key: str
+    """Digest of its definition, of the voxels and labels of its scans, and of the keys of the stages that it takes from."""
+    scans: tuple[Site, ...]
+    judges: tuple[Site, ...] = ()
+    """Scans that choose by, or score, what it learnt."""
+    recipe: Recipe | None = None
+    """Of a training, complete."""
+    donors: dict[str, str] = Field(default={})
+    """Donors whose data are in its model or labels, each with the way that they took, from the end to the beginning."""
+    output: str = ""
+    """The name of the labels that it writes: predictions by the same model share one, so that none is made twice."""
+
+
+class Plan(Frozen):
+    """A campaign, ready to run."""
+
+    name: str
+    data_url: str
+    stages: tuple[Planned, ...]
+    test: tuple[Site, ...]
+    """Scans of the donors that nothing learns from."""
+
+    @property
+    def key(self) -> str:
+        """Digest of all stages: the same campaign goes on, another begins."""
+        return storage.digest_json([self.name, *(planned.key for planned in self.stages)])
+
+
+def plan_campaign(
+    campaign: Campaign,
+    scans: Sequence[Scan],
+    data_url: str,
+    *,
+    smoke: bool = False,
+    donors_of: Callable[[str], dict[str, str]],
+) -> Plan:
+    """Resolve roles, labels and recipes, and give every stage its key; reads metadata only.
+
+    smoke: with small networks, crops and steps. donors_of: the donors in a registered model, by its URI.
+    Raises CampaignError when a scan or label is missing, RecipeError for a recipe that cannot be.
+    """
+    planner = _Planner(campaign, scans, donors_of, smoke=smoke)
+    for stage in campaign.stages:
+        planner.add(stage)
+    test = _sites([s for s in scans if s.info.specimen in campaign.roles.test])
+    return Plan(name=campaign.name, data_url=data_url, stages=tuple(planner.done.values()), test=test)
+
+
+class _Planner:
+    """Plans stages in order; `done` holds those before."""
+
+    def __init__(
+        self, campaign: Campaign, scans: Sequence[Scan], donors_of: Callable[[str], dict[str, str]], *, smoke: bool
+    ) -> None:
+        self.campaign, self.scans, self.smoke, self.donors_of = campaign, scans, smoke, donors_of
+        self.roles: dict[str, Names] = campaign.roles.model_dump()
+        self.done: dict[str, Planned] = {}
+
+    def add(self, stage: Stage) -> None:
+        """Plan the next stage."""
+        self.done[stage.name] = self._train(stage) if isinstance(stage, Train) else self._other(stage)
+
+    def _named(self, stage: Stage, names: Names) -> list[Scan]:
+        """The scans of roles and specimens, each once."""
+        specimens = dict.fromkeys(s for name in names for s in self.roles.get(name, (name,)))
+        found = [[s for s in self.scans if s.info.specimen == specimen] for specimen in specimens]
+        for specimen, scans in zip(specimens, found, strict=True):
+            if not scans:
+                there = ", ".join(sorted({s.info.specimen for s in self.scans}))
+                raise CampaignError(f"Stage {stage.name}: no specimen or role {specimen!r}. There are: {there}.")
+        if names and not found:
+            raise CampaignError(
+                f"Stage {stage.name}: nobody plays the part {' or '.join(names)}. Name one: --set {names[0]}=SPECIMEN"
+            )
+        return [s for scans in found for s in scans]
+
+    def _identity(self, name: str) -> str:
+        if "@" in name:
+            raise CampaignError(f"{name} may name another model tomorrow. Say models:/NAME/VERSION.")
+        return name if "/" in name else self.done[name].key
+
+    def _ancestry(self, name: str) -> dict[str, str]:
+        if "/" in name:
+            return self.donors_of(name)
+        return {donor: f"{name} ← {path}" for donor, path in self.done[name].donors.items()}
+
+    def _train(self, stage: Train) -> Planned:
+        learnt, judges = self._named(stage, stage.scans), self._named(stage, stage.validation)
+        inputs: list[Any] = []
+        donors: dict[str, str] = {}
+        for scan in learnt:
+            label, identity, above = self._label(stage, scan)
+            inputs.append([*_voxels(scan), identity])
+            donors.setdefault(scan.info.donor, f"{label} of {scan.info.specimen}")
+            for donor, path in above.items():
+                donors.setdefault(donor, path)
+        if stage.init_from is not None:
+            donors = self._ancestry(stage.init_from) | donors
+        recipe = self._recipe(stage, learnt, judges)
+        judged = [[*_voxels(s), self._label(stage, s)[1]] for s in judges]
+        return self._planned(stage, learnt, judges, recipe, donors, [recipe.model_dump(mode="json"), inputs, judged])
+
+    def _recipe(self, stage: Train, learnt: list[Scan], judges: list[Scan]) -> Recipe:
+        settings = (*self.campaign.settings, *stage.settings)
+        recipe = load_recipe(stage.recipe or self.campaign.recipe, settings, smoke=self.smoke)
+        if recipe.init_from is not None:
+            raise CampaignError(
+                f"Stage {stage.name}: say init_from in the stage, not in its recipe, as a stage or a model's URI."
+            )
+        return recipe.model_copy(
+            update={
+                "train": tuple(dict.fromkeys(s.info.specimen for s in learnt)),
+                "validation": tuple(dict.fromkeys(s.info.specimen for s in judges)),
+                "holdout": self.roles["test"],
+                "labels": tuple(self._label_name(name) for name in stage.labels),
+            }
+        )
+
+    def _label_name(self, name: str) -> str:
+        made = self.done.get(name)
+        if made is None:
+            return name
+        if made.stage.kind not in LABELS:
+            raise CampaignError(f"Stage {name!r} writes no labels; {' and '.join(LABELS)} do.")
+        return made.output
+
+    def _label(self, stage: Train, scan: Scan) -> tuple[str, str, dict[str, str]]:
+        """The label that a training takes of a scan: name, identity, and the donors in it with their ways."""
+        for name in stage.labels:
+            made = self.done.get(name)
+            if made is not None and scan.url in {site.url for site in made.scans}:
+                above = {d: f"{name} of {scan.info.specimen} ← {path}" for d, path in made.donors.items()}
+                return name, made.key, above
+            if made is None and name in scan.labels():
+                info = scan.label_info(name)
+                above = {d: f"{name} of {scan.info.specimen} ← {path}" for d, path in info.donors.items()}
+                return name, info.digest, above
+        raise CampaignError(
+            f"Stage {stage.name}: {scan.url} has none of the labels {', '.join(stage.labels)}. Its labels: "
+            f"{', '.join(scan.labels()) or 'none'}."
+        )
+
+    def _other(self, stage: Ensemble | Predict | PseudoLabel | Evaluate) -> Planned:
+        scans = self._named(stage, stage.scans)
+        names = models_of(stage)
+        donors = {d: path for name in reversed(names) for d, path in self._ancestry(name).items()}
+        own = stage.model_dump(mode="json", include={"kind", "cut", "truth"})
+        judges = scans if isinstance(stage, (Ensemble, Evaluate)) else []
+        inputs = [[*_voxels(s), *self._people(stage, s)] for s in scans]
+        return self._planned(stage, scans, judges, None, donors, [own, inputs])
+
+    def _people(self, stage: Stage, scan: Scan) -> list[str]:
+        """The digest of the label by people that the stage reads, if it reads one."""
+        if isinstance(stage, Predict):
+            return []
+        name = stage.truth if isinstance(stage, Evaluate) else human_label(scan)
+        if name is None and isinstance(stage, PseudoLabel):
+            return []
+        return [scan.label_info(name or "human").digest]
+
+    def _planned(
+        self,
+        stage: Stage,
+        scans: list[Scan],
+        judges: list[Scan],
+        recipe: Recipe | None,
+        donors: dict[str, str],
+        identity: list[Any],
+    ) -> Planned:
+        taken = [self._identity(name) for name in models_of(stage)]
+        key = storage.digest_json([stage.kind, *identity, taken])
+        own = isinstance(stage, PseudoLabel)
+        return Planned(
+            stage=stage,
+            key=key,
+            output=f"soft-{key[:8]}" if own else f"prediction-{storage.digest_json(taken)[:8]}",
+            scans=_sites(scans),
+            judges=_sites(judges),
+            recipe=recipe,
+            donors=donors,
+        )
+
+
+def _voxels(scan: Scan) -> list[str]:
+    return [scan.info.digest, *scan.organ_identity]
+
+
+def _sites(scans: Sequence[Scan]) -> tuple[Site, ...]:
+    return tuple(Site(url=s.url, specimen=s.info.specimen, donor=s.info.donor) for s in scans)

@@ -1,0 +1,140 @@
+"""What a campaign is made of: parts that specimens play, and stages that take the models and labels of earlier ones."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from perfuse.contract import Frozen
+
+Names = tuple[str, ...]
+Some = Annotated[Names, Field(min_length=1)]
+
+
+class Roles(Frozen):
+    """Which specimens play which part; within a part in the order of the rounds."""
+
+    dense: Names = ()
+    """Learnt from at first: their labels state background too, everywhere or in a box."""
+    sparse: Names = ()
+    """Labels that declare a coverage below 1."""
+    unlabelled: Names = ()
+    validation: Names = ()
+    """Choose checkpoints and thresholds."""
+    test: Names = ()
+    """Nothing learns from their donors, and nothing is chosen by them."""
+
+
+class Train(Frozen):
+    """Train a model."""
+
+    kind: Literal["train"] = "train"
+    name: str
+    recipe: str | None = None
+    """In place of the campaign's."""
+    settings: Names = ()
+    """key=value over the recipe, after the campaign's."""
+    scans: Some
+    """Roles or specimens to learn from."""
+    labels: Some = ("human",)
+    """Stages that wrote labels, or names of labels, in order of preference: each scan takes the first that it holds."""
+    validation: Names = ("validation",)
+    """Roles or specimens that choose checkpoint and threshold. Empty: none does, the last weights are kept, `threshold_from`
+    names where the threshold is from and `siblings` whose scores stand for its own."""
+    init_from: str | None = None
+    """A stage or a model's URI whose weights it starts from."""
+    threshold_from: str | None = None
+    """An earlier stage that chose a threshold."""
+    siblings: Names = ()
+    """Earlier trainings of the same recipe, each of which left out donors that this one learns from."""
+
+    @model_validator(mode="after")
+    def _selected_or_inherited(self) -> "Train":
+        if self.validation and (self.threshold_from or self.siblings):
+            raise ValueError("threshold_from and siblings are for a stage without validation")
+        if not self.validation and not (self.threshold_from and self.siblings):
+            raise ValueError("a stage without validation needs threshold_from and siblings")
+        return self
+
+
+class Ensemble(Frozen):
+    """Choose the threshold of one model anew (tune), or of several as one, by the mean of their logits (ensemble)."""
+
+    kind: Literal["tune", "ensemble"]
+    name: str
+    models: Some
+    """Stages or URIs of models."""
+    scans: Names = ("validation",)
+    """Roles or specimens, densely labelled."""
+
+    @model_validator(mode="after")
+    def _count(self) -> "Ensemble":
+        if (len(self.models) == 1) != (self.kind == "tune"):
+            raise ValueError(f"tune takes one model, ensemble two or more; {self.kind} got {len(self.models)}")
+        return self
+
+
+class Predict(Frozen):
+    """Write a model's soft prediction of scans."""
+
+    kind: Literal["predict"] = "predict"
+    name: str
+    model: str
+    scans: Some
+
+
+class PseudoLabel(Frozen):
+    """Write soft labels to train on: a model's answer where people have not said."""
+
+    kind: Literal["pseudolabel"] = "pseudolabel"
+    name: str
+    model: str
+    scans: Some
+    cut: Annotated[float, Field(gt=0, le=1)] | Literal["coverage"] | None = None
+    """Below which probability nothing is taught: as stated, as matches the scan's declared coverage, or None: nowhere."""
+
+
+class Evaluate(Frozen):
+    """Score a model at its own threshold."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    name: str
+    model: str
+    scans: Names = ("test",)
+    truth: str = "human"
+
+
+Stage = Annotated[Train | Ensemble | Predict | PseudoLabel | Evaluate, Field(discriminator="kind")]
+MODELS, LABELS = ("train", "tune", "ensemble"), ("predict", "pseudolabel")
+"""Kinds of stages that others take models from, and labels."""
+
+
+class Campaign(Frozen):
+    """Stages over the scans of a folder."""
+
+    name: str
+    recipe: str
+    """Of all trainings that name none."""
+    settings: Names = ()
+    """key=value over the recipe of every training."""
+    roles: Roles = Roles()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Campaign":
+        kinds: dict[str, str] = {}
+        for stage in self.stages:
+            if stage.name in kinds:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            for name in models_of(stage):
+                if "/" not in name and kinds.get(name) not in MODELS:
+                    there = ", ".join(n for n, kind in kinds.items() if kind in MODELS) or "none"
+                    raise ValueError(f"stage {stage.name!r} takes a model from {name!r}; before it there are: {there}")
+            kinds[stage.name] = stage.kind
+        return self
+
+
+def models_of(stage: Stage) -> Names:
+    """The stages or URIs whose models a stage takes: to answer, to start from, or for their threshold and scores."""
+    if isinstance(stage, Train):
+        return tuple(filter(None, (stage.init_from, stage.threshold_from, *stage.siblings)))
+    return stage.models if isinstance(stage, Ensemble) else (stage.model,)

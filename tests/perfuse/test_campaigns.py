@@ -1,0 +1,281 @@
+import numpy as np
+import pytest
+import yaml
+
+from perfuse.campaigns import CAMPAIGNS, Roles, load_campaign, plan_campaign
+from perfuse.campaigns.cost import LEARNING, SUSTAINED, costs
+from perfuse.campaigns.leakage import check
+from perfuse.campaigns.roles import choose
+from perfuse.catalog import LabelInfo, Scan
+from perfuse.errors import CampaignError
+from perfuse.finding import find_scans
+from perfuse.labels import writer_for
+
+SHAPE = (24, 32, 32)
+TINY = ["recipe=quickstart", "recipe.network.encoder=tu-test_resnet", "recipe.network.decoder_channels=16,8,8,8,8"]
+
+
+def no_model(uri: str) -> dict[str, str]:
+    raise AssertionError(f"{uri} was asked for")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_scan):
+    """Dense a, d and e; b, of which 85 % is marked, and c, of which 65 % is; u without labels."""
+    folder = tmp_path_factory.mktemp("scans")
+    for seed, specimen in enumerate("abcdeu"):
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 60_000, SHAPE).astype(np.uint16)
+        human = {"human": (rng.random(SHAPE) < 0.1).astype(np.uint8) * np.uint8(255)}
+        about = {"b": {"kind": "sparse", "coverage": 0.85}, "c": {"kind": "sparse", "coverage": 0.65}}.get(specimen, {})
+        make_scan(folder, specimen, image, {} if specimen == "u" else human, **about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scans(folder):
+    return find_scans(str(folder))
+
+
+def planned(scans, name="sennet_3rd", *settings, donors_of=no_model):
+    campaign = load_campaign(name, scans, [*TINY, *settings])
+    return plan_campaign(campaign, scans, "scans", donors_of=donors_of)
+
+
+def by_name(plan):
+    return {p.stage.name: p for p in plan.stages}
+
+
+def written(tmp_path, *stages, **more):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"recipe": "quickstart", "stages": list(stages), **more}))
+    return str(path)
+
+
+def refused(scans, path, match):
+    with pytest.raises(CampaignError, match=match):
+        check(planned(scans, path))
+
+
+def test_parts_follow_from_labels(scans):
+    assert choose(scans, Roles()) == Roles(dense=("a", "d"), sparse=("b", "c"), unlabelled=("u",), validation=("e",))
+    stated = choose(scans, Roles(test=("e",), sparse=("c",)))
+    assert stated == Roles(dense=("a",), sparse=("c",), unlabelled=("u",), validation=("d",), test=("e",))
+    with pytest.raises(CampaignError, match=r"validation: there is no specimen 'z'. There are: a, b, c, d, e, u"):
+        choose(scans, Roles(validation=("z",)))
+
+
+def test_the_only_dense_donor_is_learnt_from(scans):
+    few = [s for s in scans if s.info.specimen in "abu"]
+    assert choose(few, Roles()) == Roles(dense=("a",), sparse=("b",), unlabelled=("u",))
+    with pytest.raises(CampaignError, match=r"needs a specimen that plays the part 'validation'.*--set validation="):
+        load_campaign("sennet_3rd", few)
+
+
+def test_third_place_goes_from_scan_to_scan_and_ends_with_everything(scans):
+    plan = planned(scans, "sennet_3rd", "test=e")
+    check(plan)
+    stages = by_name(plan)
+    assert list(stages) == [
+        *("dense", "dense-test", "labels-1", "round-1", "round-1-test", "labels-2", "round-2", "round-2-test"),
+        *("all", "all-test"),
+    ]
+    trainings = {n: p.recipe for n, p in stages.items() if p.recipe}
+    assert [r.train for r in trainings.values()] == [("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "c", "d")]
+    assert [r.validation for r in trainings.values()] == [("d",), ("d",), ("d",), ()]
+    assert all(r.holdout == ("e",) and r.network.encoder == "tu-test_resnet" for r in trainings.values())
+    first, second = stages["labels-1"].output, stages["labels-2"].output
+    assert trainings["round-2"].labels == (second, first, "human")
+    assert stages["labels-2"].stage.cut == "coverage"
+    assert set(stages["round-2"].donors) == {"a", "b", "c"}
+    assert stages["round-2"].donors["b"] == "labels-1 of b"
+    assert stages["round-1"].donors["a"] == "human of a"
+    assert set(stages["all"].donors) == {"a", "b", "c", "d"}
+
+
+def test_fifth_place_teaches_softly_by_three_networks_and_thirteenth_trains_once(scans):
+    campaign = load_campaign("sennet_5th", scans, ["test=e"])
+    kinds = [stage.kind for stage in campaign.stages]
+    assert [s.scans for s in campaign.stages if s.kind == "pseudolabel"] == [("b",), ("c",), ("u",)]
+    assert all(s.cut is None for s in campaign.stages if s.kind == "pseudolabel")
+    assert kinds.count("train") == 12
+    assert kinds.count("ensemble") == kinds.count("evaluate") == 4
+    assert {s.recipe for s in campaign.stages if s.kind == "train"} == {
+        "sennet_5th",
+        "sennet_5th_dpn68",
+        "sennet_5th_maxvit",
+    }
+    once = load_campaign("sennet_13th", scans, ["test=e"])
+    assert [(s.kind, s.scans) for s in once.stages] == [("train", ("a", "b", "c")), ("evaluate", ("test",))]
+    for name in CAMPAIGNS:
+        check(planned(scans, name, "test=e"))
+
+
+def test_keys_follow_what_decides_and_nothing_else(scans, folder, tmp_path, make_scan):
+    keys = {n: p.key for n, p in by_name(planned(scans)).items()}
+    assert {n: p.key for n, p in by_name(planned(scans)).items()} == keys
+    assert len(set(keys.values())) == len(keys)
+
+    def changed(*settings, name="sennet_3rd"):
+        now = {n: p.key for n, p in by_name(planned(scans, name, *settings)).items()}
+        return {n for n in keys if now[n] != keys[n]}
+
+    assert changed("recipe.steps=7") == set(keys)
+    assert changed("round-2.seed=7") == {"round-2", "all"} == changed("round-2.steps=7")
+    assert changed("sparse=b,c") == set()
+    before = by_name(planned(scans, "sennet_3rd", "sparse=b"))
+    assert {n: before[n].key for n in ("dense", "labels-1", "round-1")} == {
+        n: keys[n] for n in ("dense", "labels-1", "round-1")
+    }, "a further round repeats none"
+    others = [
+        make_scan(
+            tmp_path,
+            "b",
+            np.asarray(Scan.open(scans[1].url).image[:]),
+            {"human": np.ones(SHAPE, np.uint8) * 255},
+            kind="sparse",
+            coverage=0.85,
+        ),
+        *(s for s in scans if s.info.specimen != "b"),
+    ]
+    now = {n: p.key for n, p in by_name(planned(others)).items()}
+    assert {n for n in keys if now[n] != keys[n]} == set(keys) - {"dense"}, (
+        "other marks on b are another campaign from there"
+    )
+
+
+TRAIN_A = {"kind": "train", "name": "first", "scans": ["a"], "validation": ["d"]}
+LABELS = {"kind": "pseudolabel", "name": "soft", "model": "first", "scans": ["u"]}
+
+
+def test_a_donor_that_taught_the_labels_cannot_select(scans, tmp_path):
+    second = {"kind": "train", "name": "second", "scans": ["u", "d"], "labels": ["soft", "human"], "validation": ["a"]}
+    path = written(tmp_path, TRAIN_A, LABELS, second)
+    refused(scans, path, r"Stage second: donor 'a' chooses.*second ← soft of u ← first ← human of a")
+    ensemble = {"kind": "tune", "name": "tuned", "models": ["first"], "scans": ["a"]}
+    refused(scans, written(tmp_path, TRAIN_A, ensemble), r"Stage tuned: donor 'a' chooses.*first ← human of a")
+    scored = {"kind": "evaluate", "name": "scored", "model": "first", "scans": ["a"]}
+    refused(scans, written(tmp_path, TRAIN_A, scored), r"Stage scored: donor 'a' is scored.*first ← human of a")
+
+
+def test_initial_weights_are_ancestors_too(scans, tmp_path):
+    second = {"kind": "train", "name": "second", "scans": ["d"], "validation": ["a"], "init_from": "first"}
+    refused(scans, written(tmp_path, TRAIN_A, second), r"Stage second: donor 'a' chooses.*second ← first ← human of a")
+    outside = {**second, "init_from": "models:/old/3"}
+    path = written(tmp_path, outside)
+    with pytest.raises(CampaignError, match=r"second ← models:/old/3 ← human of a"):
+        check(planned(scans, path, donors_of=lambda uri: {"a": f"{uri} ← human of a"}))
+    check(planned(scans, path, donors_of=lambda uri: {"b": f"{uri} ← human of b"}))
+    moving = written(tmp_path, {**second, "init_from": "models:/old@champion"})
+    with pytest.raises(CampaignError, match="another model tomorrow"):
+        planned(scans, moving, donors_of=lambda _: {})
+
+
+def test_labels_from_elsewhere_bring_their_donors(tmp_path, make_scan, scans):
+    image = np.zeros(SHAPE, np.uint16)
+    old = make_scan(tmp_path, "w", image, {})
+    writer = writer_for(old, "soft", "key")
+    for task in writer.todo():
+        writer.write(task, np.full(writer.tasks[task].shape, 200, np.uint8))
+    lineage = {"donors": {"d": "models:/old/1 ← human of d"}}
+    writer.finish(lambda f, digest: LabelInfo(name="soft", kind="soft", foreground=f, digest=digest, lineage=lineage))
+    train = {"kind": "train", "name": "first", "scans": ["w", "a"], "labels": ["soft", "human"], "validation": ["d"]}
+    refused([*scans, Scan.open(old.url)], written(tmp_path, train), r"soft of w ← models:/old/1 ← human of d")
+
+
+def test_nothing_learns_from_a_test_donor(scans, tmp_path):
+    path = written(tmp_path, TRAIN_A, roles={"test": ["a"]})
+    refused(scans, path, r"donor 'a' is kept for testing.*first ← human of a")
+
+
+def everything(**changes):
+    final = {
+        "kind": "train",
+        "name": "all",
+        "scans": ["a", "d"],
+        "validation": [],
+        "threshold_from": "first",
+        "siblings": ["first"],
+    }
+    return {**final, **changes}
+
+
+def test_everything_has_siblings_that_are_the_same_training(scans, tmp_path):
+    check(planned(scans, written(tmp_path, TRAIN_A, everything())))
+    other = everything(settings=["steps=7"])
+    refused(scans, written(tmp_path, TRAIN_A, other), "sibling first is another training; they differ in steps")
+    refused(
+        scans,
+        written(tmp_path, TRAIN_A, everything(scans=["a", "e"])),
+        "sibling first knows d, which all does not learn",
+    )
+    scored = {"kind": "evaluate", "name": "scored", "model": "all", "scans": ["d"]}
+    refused(scans, written(tmp_path, TRAIN_A, everything(), scored), "donor 'd' is scored.*all ← human of d")
+
+
+@pytest.mark.parametrize(
+    ("stages", "match"),
+    [
+        ([LABELS], "stage 'soft' takes a model from 'first'; before it there are: none"),
+        ([TRAIN_A, TRAIN_A], "two stages are called 'first'"),
+        ([everything(threshold_from=None)], "needs threshold_from and siblings"),
+        ([{"kind": "ensemble", "name": "e", "models": ["models:/m/1"]}], "ensemble two or more; ensemble got 1"),
+        ([{"kind": "dance", "name": "d"}], "dance"),
+        ([{**TRAIN_A, "scans": []}], "at least 1 item"),
+        ([{**TRAIN_A, "steps": 3}], "Extra inputs"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_it_is_read(scans, tmp_path, stages, match):
+    with pytest.raises(CampaignError, match=match):
+        load_campaign(written(tmp_path, *stages), scans)
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ("round-9.steps=3", r"roles dense, sparse.*STAGE one of dense, round-1, round-2, all"),
+        ("steps=3", r"--set steps: there are the roles"),
+        ("steps", "key=value"),
+        ("test=zz", "no specimen 'zz'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(scans, setting, match):
+    with pytest.raises(CampaignError, match=match):
+        load_campaign("sennet_3rd", scans, [setting])
+    with pytest.raises(CampaignError, match="Built in: sennet_3rd, sennet_5th, sennet_13th"):
+        load_campaign("sennet_4th", scans)
+
+
+def test_stages_that_name_nobody_are_refused(scans, tmp_path):
+    with pytest.raises(CampaignError, match=r"Stage first: no specimen or role 'x'. There are: a, b"):
+        planned(scans, written(tmp_path, {**TRAIN_A, "scans": ["x"]}))
+    with pytest.raises(CampaignError, match=r"Stage scored: nobody plays the part test.*--set test=SPECIMEN"):
+        planned(scans, written(tmp_path, TRAIN_A, {"kind": "evaluate", "name": "scored", "model": "first"}))
+    with pytest.raises(CampaignError, match=r"Stage first: .*u.ome.zarr has none of the labels human"):
+        planned(scans, written(tmp_path, {**TRAIN_A, "scans": ["u"]}))
+    start = written(tmp_path, {**TRAIN_A, "settings": ["init_from=models:/m/1"]})
+    with pytest.raises(CampaignError, match="say init_from in the stage"):
+        planned(scans, start)
+
+
+def test_cost_is_counted_from_shapes(scans):
+    settings = [
+        "recipe.steps=10",
+        "recipe.batch=3",
+        "recipe.crop=64",
+        "recipe.tile=64",
+        "recipe.network.planes=3",
+        "test=e",
+    ]
+    plan = planned(scans, "sennet_13th", *settings)
+    cost = costs(plan)
+    training, scored = cost["training"], cost["training-test"]
+    assert (training.steps, training.crops) == (10, 30)
+    assert training.read_bytes == 30 * 3 * 64 * 64 * 2
+    voxels = int(np.prod(SHAPE))
+    assert scored.read_bytes == 3 * voxels * 2
+    assert scored.written_bytes == 3 * voxels * 2 + voxels
+    tiles = sum(SHAPE)
+    each = scored.gpu_hours / tiles
+    assert training.gpu_hours == pytest.approx(LEARNING * 30 * each)
+    assert 1e6 < each * SUSTAINED * 3600 < 1e10

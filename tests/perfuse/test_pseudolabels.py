@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from perfuse.bundle import Bundle
+from perfuse.catalog import LabelInfo, ModelRef, Scan
+from perfuse.contract import Contract, Forward, Network
+from perfuse.errors import ScanError
+from perfuse.labels import writer_for
+from perfuse.pseudolabels import Tally, pseudolabel, tally
+
+SHAPE = (40, 48, 36)
+MODEL = Bundle(
+    Contract(forward=Forward(network=Network(), voxel_size_um=(10, 100))),
+    {},
+    {"donors": {"d": "human of d"}},
+    "models:/m/1",
+)
+
+
+class Seen:
+    """Predicts what it is given; counts how often it was asked."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.asked = values, 0
+
+    def __call__(self, scan_url: str, model: Bundle, output: str) -> LabelInfo:
+        self.asked += 1
+        scan = Scan.open(scan_url)
+        writer = writer_for(scan, output, "prediction")
+        for task in writer.todo():
+            writer.write(task, self.values[writer.tasks[task].slices])
+        made_by = ModelRef(uri=model.uri, forward_digest="", bundle_digest="", threshold=100, precision="fp32")
+        return writer.finish(
+            lambda share, digest: LabelInfo(
+                name=output,
+                kind="soft",
+                foreground=share,
+                digest=digest,
+                key="prediction",
+                model=made_by,
+                lineage={"donors": model.donors},
+            )
+        )
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+
+
+@pytest.fixture
+def marks() -> np.ndarray:
+    return (np.random.default_rng(1).random(SHAPE) < 0.1).astype(np.uint8) * np.uint8(255)
+
+
+@settings(deadline=None)
+@given(
+    arrays.arrays(np.uint8, (4, 5, 6)),
+    arrays.arrays(np.bool_, (4, 5, 6)),
+    st.floats(0.05, 1),
+)
+def test_the_matched_threshold_is_the_best_of_all(predicted, human, coverage):
+    """Against the definition: |human| / |human ∪ {p ≥ t}| for every t, on whole arrays."""
+    human[0, 0, 0] = True
+    counted = Tally(int(human.sum()), np.bincount(predicted[~human], minlength=256))
+    plain = np.array([human.sum() / (human | (predicted >= t)).sum() for t in range(256)])
+    np.testing.assert_array_equal(counted.coverage, plain)
+    matched = counted.match(coverage)
+    assert 1 <= matched <= 255
+    assert abs(plain[matched] - coverage) == np.abs(plain[1:] - coverage).min()
+
+
+def test_matched_pseudolabels(tmp_path, make_scan, values, marks):
+    scan = make_scan(tmp_path, "s", values, {"human": marks}, kind="sparse", coverage=0.3)
+    info = pseudolabel(scan.url, MODEL, "round1", Seen(values), cut="coverage")
+    human, taught = marks > 0, np.asarray(scan.label("round1")[:])
+    plain = np.array([human.sum() / (human | (values >= t)).sum() for t in range(1, 256)])
+    threshold = 1 + int(np.abs(plain - 0.3).argmin())
+    np.testing.assert_array_equal(taught, np.where(human, 255, np.where(values >= threshold, values, 0)))
+    assert info.kind == "soft"
+    assert info.lineage["threshold"] == threshold / 255
+    assert info.lineage["declared_coverage"] == 0.3
+    assert info.lineage["achieved_coverage"] == plain[threshold - 1]
+    assert info.lineage["residual"] == plain[threshold - 1] - 0.3
+    assert info.lineage["kept"] == {"label": "human", "digest": scan.label_info("human").digest}
+    assert info.lineage["prediction"]["label"] == "round1-prediction"
+    assert info.donors == {"d": "models:/m/1 ← human of d"}
+    assert info.model.uri == "models:/m/1"
+
+
+def test_soft_pseudolabels_lose_nothing(tmp_path, make_scan, values, marks):
+    scan = make_scan(tmp_path, "s", values, {"human": marks}, kind="sparse", coverage=0.3)
+    info = pseudolabel(scan.url, MODEL, "round1", Seen(values))
+    np.testing.assert_array_equal(scan.label("round1")[:], np.where(marks > 0, 255, values))
+    assert info.lineage["threshold"] is None
+
+
+def test_a_stated_threshold_says_what_coverage_it_reaches(tmp_path, make_scan, values, marks):
+    scan = make_scan(tmp_path, "s", values, {"human": marks}, kind="sparse", coverage=0.3)
+    info = pseudolabel(scan.url, MODEL, "round1", Seen(values), cut=0.9)
+    human = marks > 0
+    assert info.lineage["achieved_coverage"] == human.sum() / (human | (values >= 230)).sum()
+    assert info.lineage["threshold"] == 230 / 255
+
+
+def test_without_peoples_labels_the_prediction_is_taught(tmp_path, make_scan, values):
+    scan = make_scan(tmp_path, "s", values, {})
+    info = pseudolabel(scan.url, MODEL, "round1", Seen(values), cut=0.5)
+    np.testing.assert_array_equal(scan.label("round1")[:], np.where(values >= 128, values, 0))
+    assert info.lineage["kept"] is None
+    with pytest.raises(ScanError, match="no sparse label"):
+        pseudolabel(scan.url, MODEL, "round2", Seen(values), cut="coverage")
+
+
+def test_background_that_people_stated_stays(tmp_path, make_scan, values, marks):
+    """Dense labels are known everywhere; sparse ones outside the organ too, where nothing counts against the coverage."""
+    dense = make_scan(tmp_path, "dense", values, {"human": marks})
+    pseudolabel(dense.url, MODEL, "round1", Seen(values))
+    np.testing.assert_array_equal(dense.label("round1")[:], marks)
+    organ = np.zeros(SHAPE, np.uint8)
+    organ[:20] = 255
+    sparse = make_scan(tmp_path, "sparse", values, {"human": marks, "organ": organ}, kind="sparse", coverage=0.3)
+    pseudolabel(sparse.url, MODEL, "round1", Seen(values))
+    expected = np.where((marks > 0) | (organ == 0), marks, values)
+    np.testing.assert_array_equal(sparse.label("round1")[:], expected)
+    counted = tally(sparse, "round1-prediction", "human")
+    unsaid = (marks == 0) & (organ > 0)
+    np.testing.assert_array_equal(counted.unsaid, np.bincount(values[unsaid], minlength=256))
+    assert counted.marked == (marks > 0).sum()
+
+
+def test_done_is_not_done_again_and_other_marks_are_another_label(tmp_path, make_scan, values, marks):
+    scan = make_scan(tmp_path, "s", values, {"human": marks}, kind="sparse", coverage=0.3)
+    seen = Seen(values)
+    first = pseudolabel(scan.url, MODEL, "round1", seen, cut="coverage")
+    written = [p.stat().st_mtime_ns for p in sorted((tmp_path / "s.ome.zarr/labels/round1").rglob("*"))]
+    assert pseudolabel(scan.url, MODEL, "round1", seen, cut="coverage") == first
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "s.ome.zarr/labels/round1").rglob("*"))] == written
+    assert pseudolabel(scan.url, MODEL, "round1", seen, cut=0.5).key != first.key
+    with pytest.raises(ScanError, match="given by a person"):
+        pseudolabel(scan.url, MODEL, "human", seen)
+
+
+def test_marks_of_nothing_match_no_coverage(tmp_path, make_scan, values):
+    scan = make_scan(tmp_path, "s", values, {"human": np.zeros(SHAPE, np.uint8)}, kind="sparse", coverage=0.3)
+    with pytest.raises(ScanError, match="marks nothing"):
+        pseudolabel(scan.url, MODEL, "round1", Seen(values), cut="coverage")

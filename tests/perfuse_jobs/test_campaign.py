@@ -1,0 +1,175 @@
+"""A campaign whole: killed in the middle, gone on with, and seen in MLflow."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from perfuse import tracking
+from perfuse.catalog import Scan
+from perfuse.errors import CampaignError
+from perfuse.registry import load_bundle, scores_of
+from perfuse_jobs.train import loss_fall
+
+STAGES = ["dense", "dense-test", "labels-1", "round-1", "round-1-test", "all", "all-test"]
+LEFT = 0.65
+"""Of the vessel voxels of the sparse scan; the others are hidden."""
+
+
+@pytest.fixture
+def organs(scans: Path, verb: Any, tmp_path: Path) -> Path:
+    """Four donors: a dense, s sparse, c for validation, b for the test."""
+    folder, slices = tmp_path / "scans", tmp_path / "s"
+    shutil.copytree(scans, folder)
+    verb("phantom", slices, "--shape", "32,64,64", "--seed", "3")
+    _hide(slices / "labels")
+    about = ["--voxel-size-um", "50", "--specimen", "s", "--organ", "phantom"]
+    verb("ingest", slices / "images", folder / "s.ome.zarr", *about)
+    verb("labels", "add", folder / "s.ome.zarr", slices / "labels", "--name", "human", "--coverage", str(LEFT))
+    return folder
+
+
+def _hide(labels: Path) -> None:
+    """Keep the first rows, until they hold `LEFT` of the vessels."""
+    files = sorted(labels.glob("*.tif"))
+    mask = np.stack([tifffile.imread(file) for file in files])
+    rows = np.cumsum((mask > 0).sum((0, 2)))
+    mask[:, np.searchsorted(rows, LEFT * rows[-1]) :] = 0
+    for file, plane in zip(files, mask, strict=True):
+        tifffile.imwrite(file, plane)
+
+
+@pytest.fixture
+def words(organs: Path, tiny_settings: list[str], workdir: Path) -> list[str]:
+    of_recipe = [f"recipe.{word}" for word in tiny_settings if word != "--set"]
+    settings = ["test=b", "recipe=quickstart", *of_recipe, "recipe.checkpoint_every=4"]
+    return ["campaign", "sennet_3rd", "--data", str(organs), "--local", *(w for s in settings for w in ("--set", s))]
+
+
+def runs() -> dict[str, Any]:
+    found = tracking.client().search_runs([tracking.experiment_id()])
+    return {run.data.tags["mlflow.runName"]: run for run in found}
+
+
+def results(workdir: Path) -> list[Path]:
+    return [p for p in (workdir / "runs" / "campaigns").glob("*.json") if not p.name.endswith(".run.json")]
+
+
+def kill_in_the_second_training(words: list[str], workdir: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-m", "perfuse.cli", *words], env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(results(workdir)) < 3 or len(list((workdir / "runs").glob("*/latest.json"))) < 2:
+        assert child.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def test_a_campaign_survives_kill_9_and_does_nothing_twice(
+    words: list[str], organs: Path, workdir: Path, verb: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_in_the_second_training(words, workdir)
+    before = {path: path.read_bytes() for path in results(workdir)}
+    assert len(before) == 3, "the second training was to be killed"
+    first = tracking.client().get_run(json.loads(next(iter(before.values())))["run_id"])
+
+    made = verb(*words, "--json")
+    said = capsys.readouterr()
+    assert said.err.count("done already") == 3
+    assert json.loads(said.out) == made
+    assert [stage["stage"] for stage in made["stages"]] == STAGES
+    assert {path: path.read_bytes() for path in before} == before
+    assert tracking.client().get_run(first.info.run_id).info.end_time == first.info.end_time
+
+    assert verb(*words, "--json") == made
+    assert capsys.readouterr().err.count("done already") == len(STAGES)
+
+    stages = {stage["stage"]: stage for stage in made["stages"]}
+    _seen_in_mlflow(stages, organs)
+    _labels_meet_the_coverage(stages["labels-1"], organs)
+    _everything_inherits(stages)
+    assert -1 < runs()["sennet_3rd-all"].data.metrics["loss_fall"] < 1
+
+    (lost,) = stages["labels-1"]["labels"].values()
+    shutil.rmtree(organs / "s.ome.zarr" / "labels" / lost["name"])
+    again = verb(*words, "--json")
+    assert capsys.readouterr().err.count("done already") == len(STAGES) - 1
+    assert again["stages"][2]["labels"] == stages["labels-1"]["labels"]
+
+
+def _seen_in_mlflow(stages: dict[str, Any], organs: Path) -> None:
+    known = runs()
+    parent = known.pop("sennet_3rd")
+    assert set(known) == {f"sennet_3rd-{stage}" for stage in STAGES}
+    assert {run.data.tags["mlflow.parentRunId"] for run in known.values()} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *known.values())} == {"FINISHED"}
+    assert {known[f"sennet_3rd-{name}"].info.run_id for name in STAGES} == {s["run_id"] for s in stages.values()}
+    scores = known["sennet_3rd-round-1-test"].data.metrics
+    assert scores["surface_dice.b"] == stages["round-1-test"]["scores"][0]["surface_dice"]
+    files = {f.path for f in tracking.client().list_artifacts(parent.info.run_id)}
+    assert files == {"campaign.json", "results.json", "lineage.json"}
+    lineage = tracking.Run(parent.info.run_id).read("lineage.json")
+    (info,) = stages["labels-1"]["labels"].values()
+    url = str(organs / "s.ome.zarr")
+    entry = json.loads(lineage)[f"{url}/labels/{info['name']}"]
+    assert entry["stage"] == "labels-1"
+    assert entry["donors"] == {"a": f"{stages['dense']['models'][0]} ← human of a"}
+
+
+def _labels_meet_the_coverage(stage: dict[str, Any], organs: Path) -> None:
+    scan = Scan.open(str(organs / "s.ome.zarr"))
+    (info,) = stage["labels"].values()
+    human, taught = (np.asarray(scan.label(name)[:]) for name in ("human", info["name"]))
+    achieved = (human > 0).sum() / (taught > 0).sum()
+    assert info["lineage"]["declared_coverage"] == LEFT
+    assert info["lineage"]["achieved_coverage"] == pytest.approx(achieved)
+    assert (taught[human > 0] == 255).all()
+
+
+def _everything_inherits(stages: dict[str, Any]) -> None:
+    final, sibling = stages["all"], stages["round-1"]
+    assert final["threshold"] == sibling["threshold"]
+    bundle = load_bundle(final["models"][0])
+    assert bundle.contract.decision.threshold == sibling["threshold"]
+    assert sorted(bundle.donors) == ["a", "c", "s"]
+    theirs = next(s for s in scores_of("sennet_3rd-round-1", "1").values() if s.kind == "validation")
+    mine = {s.kind: s for s in scores_of("sennet_3rd-all", "1").values()}
+    assert mine["sibling"].surface_dice == theirs.surface_dice
+    assert mine["sibling"].scan_url == theirs.scan_url
+    assert set(mine) == {"sibling", "test"}
+
+
+def test_the_fall_of_the_loss_is_that_of_the_last_two_tenths() -> None:
+    falling = {step: 100.0 - step for step in range(1, 101)}
+    assert loss_fall(falling) == pytest.approx(
+        1 - np.mean([100 - s for s in range(91, 101)]) / np.mean([100 - s for s in range(81, 91)])
+    )
+    assert loss_fall({10 * k: 0.3 for k in range(1, 11)}) == pytest.approx(0)
+
+
+def test_a_plan_counts_and_writes_nothing(words: list[str], workdir: Path, verb: Any) -> None:
+    plan = verb(*words, "--plan", "--json")
+    assert [(s["stage"], s["done"]) for s in plan["stages"]] == [(name, False) for name in STAGES]
+    stages = {s["stage"]: s for s in plan["stages"]}
+    assert (stages["round-1"]["steps"], stages["round-1"]["crops"]) == (24, 96)
+    assert stages["round-1"]["donors"] == ["a", "s"]
+    assert stages["round-1"]["judges"] == ["c"]
+    assert plan["gpu_hours"] > 0
+    assert not workdir.exists()
+
+
+def test_a_leak_is_refused_before_anything_runs(words: list[str], workdir: Path, verb: Any) -> None:
+    with pytest.raises(CampaignError, match=r"Stage dense: donor 'a' chooses.*human of a"):
+        verb(*words, "--set", "dense=a", "--set", "validation=a")
+    assert not workdir.exists()

@@ -1,6 +1,6 @@
 """What a recipe is made of: typed, complete, and refused where it cannot work."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,6 +69,19 @@ class Augmentation(Frozen):
     """Every plane of a panel is changed in intensity on its own; else all alike."""
 
 
+LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
+    "bce": (),
+    "boundary_bce": ("boundary", "volumetric", "iso"),
+    "dice": ("smooth",),
+    "focal": ("alpha", "gamma"),
+    "tversky": ("alpha", "beta", "smooth"),
+    "boundary_dou": ("iso", "smooth"),
+    "signed_distance": ("iso",),
+    "surface_dice": ("smooth",),
+}
+"""Which fields of a `Loss` each kind takes, besides its weight."""
+
+
 class Loss(Frozen):
     """One term of the loss, on logits, over known pixels."""
 
@@ -79,15 +92,30 @@ class Loss(Frozen):
     volumetric: bool = False
     """boundary_bce: the boundary of the panel's planes as a volume; else of each plane."""
     iso: float = Field(0.5, gt=0, lt=1)
-    """The level of a soft target that counts as its surface."""
+    """boundary_bce, boundary_dou, signed_distance: from this level on, a soft target lies within its boundary."""
     smooth: float = Field(1.0, ge=0)
-    """dice, tversky: added above and below."""
+    """dice, tversky, boundary_dou, surface_dice: added above and below, in pixels (surface_dice: in their area)."""
     gamma: float = Field(2.0, ge=0)
     """focal: exponent."""
     alpha: float = Field(0.5, ge=0, le=1)
-    """tversky: weight of what is wrongly found. focal: weight of vessel."""
+    """tversky: weight of what is wrongly found. focal: weight of vessel; of the rest, 1 − this."""
     beta: float = Field(0.5, ge=0, le=1)
     """tversky: weight of what is missed."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that this kind takes, besides its weight."""
+        return {name: getattr(self, name) for name in LOSS_SETTINGS[self.kind]}
+
+    @model_validator(mode="after")
+    def _all_used(self) -> "Loss":
+        taken = ("weight", *LOSS_SETTINGS[self.kind])
+        for name, info in type(self).model_fields.items():
+            if name not in ("kind", *taken) and getattr(self, name) != info.default:
+                raise ValueError(
+                    f"{self.kind} takes {', '.join(taken)}; {name} = {getattr(self, name)} changes nothing"
+                )
+        return self
 
 
 class Phase(Frozen):
@@ -196,4 +224,6 @@ class Recipe(Frozen):
     def _possible(self) -> "Recipe":
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
+        if any(loss.volumetric for loss in self.losses) and (self.network.outputs != "all" or self.network.planes == 1):
+            raise ValueError("a volumetric loss needs several planes: network.outputs=all, and network.planes above 1")
         return self

@@ -37,8 +37,8 @@ class Deformation(Frozen):
 
     chance: float = Chance
     kinds: tuple[Literal["elastic", "grid", "optical"], ...] = Field(("elastic", "grid", "optical"), min_length=1)
-    strength: float = Field(0.05, gt=0, le=0.5)
-    """The largest displacement, in crops."""
+    strength: float = Field(0.05, gt=0, le=0.2)
+    """The largest displacement, in crops; beyond a fifth, crops could fold."""
 
 
 class Augmentation(Frozen):

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.augmentation import augment
 from perfuse.errors import PlanError, RecipeError
 from perfuse.recipes import Recipe
 from perfuse.sampling import cutting
@@ -141,10 +140,7 @@ class Cutter:
             source = self._source(brick.place)
             scale = cutting.scaling(source.low, source.high, recipe.normalisation)
             window = self.order.window(step, position, brick)
-            crop = image[number], target[number], known[number]
-            cutting.cut(brick, window, self._shape, scale, crop)
-            rng = np.random.default_rng([recipe.seed, 5, step, position])
-            image[number], target[number], known[number] = augment(*crop, recipe.augmentation, rng)
+            cutting.cut(brick, window, self._shape, scale, (image[number], target[number], known[number]))
         return {
             "step": np.asarray(step),
             "position": np.asarray(wanted),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from perfuse.augmentation import augment
 from perfuse.losses import combined
 from perfuse.models import Precision, best_device, check_size, resolve_precision
 from perfuse.recipes import Recipe
@@ -113,9 +114,20 @@ class _Step:
         image, target, known = (
             torch.from_numpy(np.array(batch[k])).to(self.device) for k in ("image", "target", "known")
         )
+        recipe = self.recipe
+        image, target, known = augment(
+            image,
+            target,
+            known,
+            recipe.augmentation,
+            recipe.seed,
+            int(batch["step"]),
+            batch["position"],
+            standardised=recipe.network.standardise is not None,
+        )
         with torch.autocast(self.device, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
             logits = self.network(image.contiguous(memory_format=torch.channels_last))
-        loss, parts = combined(self.recipe.losses, logits.float(), target, known)
+        loss, parts = combined(recipe.losses, logits.float(), target, known)
         weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
         weighted.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.item()} | {f"{kind}_loss": part.item() for kind, part in parts.items()}

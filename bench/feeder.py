@@ -20,7 +20,6 @@ from perfuse.catalog import LabelInfo, Scan, ScanInfo
 from perfuse.geometry import Box, along_axis, move_axis
 from perfuse.labels import writer_for
 from perfuse.recipes import Sampling, load_recipe
-from perfuse.sampling import feeding
 from perfuse.training import TrainingJob
 from perfuse.training.job import Source
 

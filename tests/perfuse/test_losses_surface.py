@@ -92,6 +92,14 @@ def test_where_it_is_uncertain_it_is_the_mean_over_all_codes(seed: int) -> None:
     assert value == pytest.approx(1 - (shared + 1) / (whole + 1))
 
 
+@settings(deadline=None)
+@given(masks())
+def test_a_prediction_and_its_inverse_cost_the_same(case) -> None:
+    truth, predicted, known = case
+    logits, others = tensor(predicted * 3.0 - 1), (tensor(truth), tensor(known))
+    assert surface_dice(logits, *others).item() == pytest.approx(surface_dice(-logits, *others).item())
+
+
 def test_descent_finds_a_surface_that_it_sees_softly() -> None:
     """From a noisy guess, gradient steps on this loss alone bring the metric up to 1."""
     truth = np.zeros((3, 10, 10), bool)

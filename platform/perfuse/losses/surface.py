@@ -23,6 +23,7 @@ def surface_dice(logits: Tensor, target: Tensor, known: Tensor, smooth: float = 
     A is the expected area of a cube, S the chance that it is surface, of the target (t) and of the prediction (p).
     With several planes, cubes of neighbouring ones, as a volume of cubic voxels; with one, squares, as if the next plane were
     the same. Where all chances are 0 or 1 and s = 0, this is 1 − `SurfaceCounts.surface_dice` (0 where that is undefined).
+    A surface has no inside: a prediction and its inverse cost the same. Combine with a loss that tells them apart, as `bce`.
     The metric is of Nikolov et al. 2018, "Deep learning to achieve clinically applicable segmentation of head and neck anatomy".
     """
     counted = 1 - max_pool3d(1 - known, (min(known.shape[1], 2), 2, 2), stride=1)

@@ -108,13 +108,16 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict) -> str:
     bundle, output = finished_bundle(job), f"{name}-selection"
     for source in job.validation:
         predict(source.url, bundle, output)
-    curve = tune([Scan.open(source.url) for source in job.validation], output, _one_label(job))
+    scans = [Scan.open(source.url) for source in job.validation]
+    within = [source.extent(scan.shape_zyx) for source, scan in zip(job.validation, scans, strict=True)]
+    curve = tune(scans, output, _one_label(job), within)
     bundle = bundle.with_threshold(curve.chosen)
     log.threshold(curve)
     uri = register(bundle, name, log.run().id)
     for source in job.validation:
         predict(source.url, replace(bundle, uri=uri), output)  # which only renews the label's reference to its model
-        record_evaluation(evaluate(Scan.open(source.url), output, source.label), kind="validation")
+        if source.box is None:  # a score inside a training scan would be taken for one on a donor of its own
+            record_evaluation(evaluate(Scan.open(source.url), output, source.label), kind="validation")
     set_tag(*version_of(uri), TRAINING_KEY, job.key)
     say(
         f"Registered {uri} as challenger, threshold {curve.chosen / 255:.3f}. Checkpoints: {storage.normal(job.folder)}"

@@ -35,7 +35,8 @@ def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, floa
 
 def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, bytes]:
     scan = Scan.open(source.url)
-    box = middle(max((b.box for b in scan.label_boxes(source.label)), key=lambda b: b.size))
+    extent = source.extent(scan.shape_zyx)
+    box = middle(max((b.box.intersect(extent) for b in scan.label_boxes(source.label)), key=lambda b: b.size))
     soft = probability(network, job.forward(), scan, box)
     values = scan.read_label(source.label, box)
     truth, known = values >= 128, scan.read_known(source.label, box, values)

@@ -10,6 +10,7 @@ from perfuse_jobs.campaign_command import campaign
 if TYPE_CHECKING:
     from perfuse.catalog import LabelInfo
     from perfuse.pseudolabels import Cut, Predict
+    from perfuse.recipes import Recipe
 
 Models = Annotated[
     list[str],
@@ -42,9 +43,10 @@ def train(
         bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")
     ] = False,
     workers: Workers = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
     as_json: Json = False,
-) -> str:
+) -> str | None:
     """Train a model and register it as challenger. Interrupted, the same command goes on; done, it does nothing.
 
     The threshold is chosen on held-out donors. Settings name any key of the recipe: holdout=SPECIMEN, steps=500.
@@ -60,6 +62,9 @@ def train(
 
     _check_workers(local, workers)
     loaded = load_recipe(recipe, settings or [], smoke=smoke)
+    if plan:
+        _show_training(loaded, data, as_json=as_json)
+        return None
     weights(loaded)
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
     if as_json:
@@ -165,6 +170,31 @@ def _show_label(scan_url: str, info: "LabelInfo", *, as_json: bool) -> dict[str,
         by = f", by {info.model.uri} in {info.model.precision}" if info.model else ""
         results.print(f"{scan_url}: label {info.name}, {info.foreground:.2%} vessel{by}", soft_wrap=True, markup=False)
     return values
+
+
+def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
+    from rich.filesize import decimal
+
+    from perfuse.console import print_json, results
+    from perfuse.settings import storage_url
+    from perfuse.training import plan_job
+    from perfuse.training.planning import plan_training
+
+    plan = plan_training(plan_job(recipe, data, storage_url()))
+    if as_json:
+        print_json(plan.model_dump())
+        return
+    lines = [f"train on    {scan}" for scan in plan.train] + [f"select by   {scan}" for scan in plan.validation]
+    epochs = "" if plan.epoch_crops is None else f", {plan.crops / plan.epoch_crops:.2g} epochs of {plan.epoch_crops:,}"
+    lines += [
+        f"steps       {plan.steps:,}",
+        f"crops       {plan.crops:,}{epochs}",
+        f"read        {decimal(plan.read_bytes)} in {plan.bricks:,} bricks",
+        f"memory      {decimal(plan.feeder_bytes)} of a worker for bricks and batches, at most, besides the network",
+        f"time        {plan.device_hours:.2g} {plan.device} hours ({plan.step_seconds:.3g} s a step, measured on this one)",
+    ]
+    for line in lines:
+        results.print(line, soft_wrap=True, markup=False)
 
 
 def _show_plan(values: dict[str, int], *, as_json: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Scans as their users know them: specimen, donor, labels, coverage, validity."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -187,11 +188,17 @@ class Scan:
         return self._read(self.label(name), box)
 
     def _read(self, array: zarr.Array[Any], box: Box) -> npt.NDArray[Any]:
-        try:
+        with self.decoding(array.path, box):
             return np.asarray(array[box.slices])
-        except (ValueError, RuntimeError) as error:  # what the codecs raise: a wrong checksum, a torn block
+
+    @contextmanager
+    def decoding(self, path: str, box: Box) -> Iterator[None]:
+        """Turn what the codecs raise (a wrong checksum, a torn block) into a ScanError that names the array and the box."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
             raise ScanError(
-                f"{self.url} is damaged: {array.path}, voxels {box.start} to {box.stop} (z, y, x), cannot be decoded ({error}). "
+                f"{self.url} is damaged: {path}, voxels {box.start} to {box.stop} (z, y, x), cannot be decoded ({error}). "
                 f"Say: perfuse scan verify {self.url}"
             ) from error
 

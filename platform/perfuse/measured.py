@@ -1,10 +1,11 @@
 """What was counted of a scan: histograms of all its voxels and of those inside the organ. Arrays of its group `perfuse/`.
 
 perfuse/histogram         int64[bin]                     all voxels; bins as in `intensity`
+perfuse/occupancy         [layers, rows, columns, 2]     lowest and highest value of each chunk of level 0
 perfuse/organ_histogram   int64[bin]                     the voxels inside the organ
 perfuse/organ_share       uint32[layers, rows, columns]  organ voxels in each chunk of level 0
 
-The latter two carry what they were made from (the digests of image and mask), and count only as long as it is the same.
+The last two carry what they were made from (the digests of image and mask), and count only as long as it is the same.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,12 @@ def array_of(group: zarr.Group, path: str) -> zarr.Array[Any]:
 def everywhere(group: zarr.Group) -> Counts:
     """Exact counts of all voxels: 256 bins for uint8, 65,536 for uint16 and float32."""
     return np.asarray(array_of(group, "perfuse/histogram")[:], np.int64)
+
+
+def occupancy(group: zarr.Group) -> npt.NDArray[Any] | None:
+    """The lowest and the highest value of each chunk of level 0, [layers, rows, columns, 2]; None where they were not kept."""
+    found = group.get("perfuse/occupancy")
+    return np.asarray(found[...]) if isinstance(found, zarr.Array) else None
 
 
 def is_current(group: zarr.Group, made_from: Sequence[str]) -> bool:

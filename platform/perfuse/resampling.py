@@ -21,9 +21,9 @@ class AxisWeights:
     """[output, most]; each row sums to 1."""
 
     @classmethod
-    def of(cls, inputs: int, outputs: int, factor: float) -> "AxisWeights":
-        """factor: size of an output voxel in input voxels; the outer face of both first voxels is the same."""
-        centre = (np.arange(outputs) + 0.5) * factor - 0.5
+    def of(cls, inputs: int, outputs: int, factor: float, start: float = 0.0) -> "AxisWeights":
+        """factor: size of an output voxel in input voxels; start: from the outer face of the first input to that of the first output."""
+        centre = start + (np.arange(outputs) + 0.5) * factor - 0.5
         radius = max(1.0, factor)
         first = np.clip(np.floor(centre - radius).astype(np.int64) + 1, 0, inputs - 1)
         stop = np.clip(np.ceil(centre + radius).astype(np.int64), first + 1, inputs)

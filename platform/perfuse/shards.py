@@ -5,6 +5,7 @@ checksum. Making it here instead of by zarr-python saves a second reading of wha
 replaced whole or not at all: readers and killed writers never meet a torn one. Any Zarr library reads it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -108,6 +109,39 @@ class ShardFormat:
                 voxels[part.slices] = chunk[tuple(slice(n) for n in part.shape)]
         return voxels
 
+    def chunks(self, box: Box) -> Iterator[tuple[Box, Voxels]]:
+        """The stored chunks that meet a box, and where each lies; all else is 0. Only their bytes are read.
+
+        A chunk counts until the next one. Raises what the codec raises where it is damaged.
+        """
+        grid = [s // c for s, c in zip(self.shard_zyx, self.chunk_zyx, strict=True)]
+        chunk = np.empty(self.chunk_zyx, self.dtype)
+        for shard in _meeting(box, self.shard_zyx, self.shape_zyx):
+            url = storage.join(self.url, self.key(shard))
+            try:
+                (tail,) = storage.read_ranges(url, [(-16 * prod(grid) - 4, 0)])
+            except FileNotFoundError:
+                continue
+            index = np.frombuffer(tail, "<u8", 2 * prod(grid)).reshape(*grid, 2)
+            parts, ranges = [], []
+            for part in _meeting(box.intersect(shard), self.chunk_zyx, self.shape_zyx):
+                inside = part.relative_to(shard.start).start
+                offset, size = map(int, index[tuple(a // c for a, c in zip(inside, self.chunk_zyx, strict=True))])
+                if offset != _ABSENT:
+                    parts.append(part)
+                    ranges.append((offset, offset + size))
+            for part, stored in zip(parts, storage.read_ranges(url, ranges) if ranges else [], strict=True):
+                self.codec.decode(stored, chunk)
+                yield part, chunk[tuple(slice(n) for n in part.shape)]
+
+    def read_box(self, box: Box, out: Voxels | None = None) -> Voxels:
+        """The voxels of any box inside the volume, [z, y, x]; into `out`, which is 0 before. Raises as `chunks`."""
+        voxels = np.zeros(box.shape, self.dtype) if out is None else out
+        for part, chunk in self.chunks(box):
+            common = part.intersect(box)
+            voxels[common.relative_to(box.start).slices] = chunk[common.relative_to(part.start).slices]
+        return voxels
+
     def encode(self, voxels: Voxels) -> list[bytes]:
         """The bytes of a shard, in parts; none when all voxels are 0.
 
@@ -138,6 +172,14 @@ class ShardFormat:
             chunk = np.zeros(self.chunk_zyx, self.dtype)
             chunk[tuple(slice(n) for n in voxels.shape)] = voxels
         return bytes(self.codec.encode(chunk))
+
+
+def _meeting(box: Box, size: Index3, shape: Index3) -> Iterator[Box]:
+    """The blocks of a volume's regular grid that meet a box, in C order; cut off at the volume's end."""
+    first = index3([a // n * n for a, n in zip(box.start, size, strict=True)])
+    for block in blocks(index3([b - a for a, b in zip(first, box.stop, strict=True)]), size):
+        start = block.shifted(first).start
+        yield Box(start, index3([min(a + n, m) for a, n, m in zip(start, size, shape, strict=True)]))
 
 
 def _url(array: zarr.Array[Any]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -93,6 +94,20 @@ def read_bytes(url: str) -> bytes:
     """A whole small file; FileNotFoundError when it is absent."""
     with reaching(url):
         return bytes(filesystem(url).cat_file(url))
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, each from one byte to before another; (−n, 0): its last n bytes. FileNotFoundError when it is absent."""
+    with reaching(url):
+        if is_remote(url):
+            starts, stops = [a for a, _ in ranges], [b or None for _, b in ranges]
+            return list(filesystem(url).cat_ranges([url] * len(ranges), starts, stops, on_error="raise"))
+        with local_path(url).open("rb", buffering=0) as file:
+            parts = []
+            for start, stop in ranges:
+                file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
+                parts.append(file.read(stop - start))
+            return parts
 
 
 def write_bytes(url: str, data: bytes) -> None:

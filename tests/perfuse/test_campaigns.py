@@ -249,9 +249,11 @@ def test_stages_that_name_nobody_are_refused(scans, tmp_path):
         planned(scans, written(tmp_path, TRAIN_A, {"kind": "evaluate", "name": "scored", "model": "first"}))
     with pytest.raises(CampaignError, match=r"Stage first: .*u.ome.zarr has none of the labels human"):
         planned(scans, written(tmp_path, {**TRAIN_A, "scans": ["u"]}))
-    start = written(tmp_path, {**TRAIN_A, "settings": ["init_from=models:/m/1"]})
-    with pytest.raises(CampaignError, match="say init_from in the stage"):
-        planned(scans, start)
+    for setting in ("init_from=models:/m/1", "fold=1/2", "within=0.2"):
+        with pytest.raises(
+            CampaignError, match=f"Stage first: {setting.split('=')[0]} is not for the recipe of a stage"
+        ):
+            planned(scans, written(tmp_path, {**TRAIN_A, "settings": [setting]}))
 
 
 def test_cost_is_counted_from_shapes(scans):

@@ -10,6 +10,8 @@ Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
 """Probability with which a crop is varied so."""
 Positive = Field(gt=0)
+MOST_SCALE = 4.0
+"""Larger pixels are those of a coarser scan, not of an emulation."""
 
 
 class Warp(Frozen):
@@ -109,13 +111,25 @@ class Sampling(Frozen):
     foreground_share: float = Field(0.7, ge=0, le=1)
     """random: share of crops that are laid over a vessel voxel."""
     axis_weights: tuple[float, ...] = ()
-    """How often each axis of the recipe is taken; empty: equally often."""
+    """random: how often each axis of the recipe is taken; empty: equally often."""
     oblique: float = Field(0.0, ge=0, le=1)
     """random: share of crops whose plane is turned about a random direction."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Pixels of a crop are larger than the scan's by a factor between these: 1.26 brings 50 µm to 63 µm."""
+    """random: pixels of a crop are larger than the scan's by a factor between these: 1.26 brings 50 µm to 63 µm."""
     by_coverage: bool = True
-    """Scans are taken the more often the more of them is annotated; else equally often."""
+    """random: scans are taken the more often the more of them is annotated; else equally often."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Sampling":
+        if not 0 < self.scale[0] <= self.scale[1] <= MOST_SCALE:
+            raise ValueError(
+                f"scale goes from the smaller factor to the larger, above 0 and at most {MOST_SCALE:g}; got {self.scale}"
+            )
+        if any(weight <= 0 for weight in self.axis_weights):
+            raise ValueError(f"axis_weights are above 0; got {self.axis_weights}. Leave an axis out by --set axes=…")
+        if self.order == "grid" and (self.scale != (1, 1) or self.oblique or self.axis_weights):
+            raise ValueError("order=grid sees every crop once as it is: leave out scale, oblique and axis_weights")
+        return self
 
 
 class Recipe(Frozen):
@@ -130,6 +144,11 @@ class Recipe(Frozen):
     """Specimens that choose checkpoint and threshold; empty: one labelled donor, the last by name."""
     holdout: tuple[str, ...] = ()
     """Specimens that nothing may see, with all else of their donors."""
+    fold: str | None = Field(None, pattern=r"^[1-9]\d*/([1-9]\d*|all)$")
+    """2/5: the second fifth of the densely labelled donors validates, stratified by organ; 2/all: the second donor alone."""
+    within: float | None = Field(None, gt=0, lt=1)
+    """Share of each densely labelled training scan that validates instead of other donors: the end of its longest axis, after
+    a gap of a crop. For those who have one donor only: it tells little about others."""
     network: Network = Network()
     normalisation: Normalisation = Normalisation()
     axes: tuple[Axis, ...] = Field(("z", "y", "x"), min_length=1)
@@ -180,6 +199,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
+        if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
+            raise ValueError("of fold, within and validation only one can say what validates")
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
         return self

@@ -1,0 +1,129 @@
+"""Bricks: boxes of a scan and its label that are read once and give many crops, in memory as they are cut, in the scan's dtype."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.geometry import Box, Index3, blocks, index3
+from perfuse.sampling import kernels
+from perfuse.sampling.places import Place
+from perfuse.sampling.sources import Opened
+from perfuse.shards import ShardFormat
+
+Voxels = npt.NDArray[Any]
+EVERYWHERE = np.empty((0, 0, 0), np.uint8)
+"""Instead of a mask of what is known, where all is."""
+TURNED_BLOCK = 64
+"""Edge of the blocks in which a turned brick is sampled."""
+CHUNKS_KEPT = 256
+"""Decoded chunks that neighbouring blocks of a turned brick share."""
+
+
+@dataclass(frozen=True)
+class Brick:
+    """Voxels [planes, rows, columns], seen along the brick's axis."""
+
+    place: Place
+    image: Voxels
+    label: npt.NDArray[np.uint8]
+    known: npt.NDArray[np.uint8]
+    """As label, 0 or 1; or `EVERYWHERE`."""
+
+    @cached_property
+    def _vessels(self) -> npt.NDArray[np.int64]:
+        """Known vessel voxels up to and with each row: int64[planes · rows + 1], beginning with 0."""
+        counts = np.empty(self.label.shape[:2], np.int64)
+        kernels.vessels_per_row(self.label, self.known, counts)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def vessel(self, rng: np.random.Generator, first: int, last: int) -> tuple[int, int, int] | None:
+        """A known vessel voxel of the planes first … last, all equally likely; None where there is none."""
+        sums, rows = self._vessels, self.label.shape[1]
+        begin, end = int(sums[first * rows]), int(sums[(last + 1) * rows])
+        if begin == end:
+            return None
+        number = int(rng.integers(begin, end))
+        line = int(np.searchsorted(sums, number, side="right")) - 1
+        plane, row = divmod(line, rows)
+        marked = self.label[plane, row] >= 128
+        if self.known.size:
+            marked &= self.known[plane, row] > 0
+        return plane, row, int(np.flatnonzero(marked)[number - int(sums[line])])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its voxels."""
+        return self.image.nbytes + self.label.nbytes + self.known.nbytes
+
+
+def read_brick(source: Opened, place: Place) -> Brick:
+    """Read and decode a brick; ScanError where a chunk is damaged."""
+    return _straight(source, place) if place.turn is None else _turned(source, place)
+
+
+def _straight(source: Opened, place: Place) -> Brick:
+    image, label = (_along(source, form, place) for form in (source.image, source.label))
+    if source.is_known(place.box):
+        return Brick(place, image, label, EVERYWHERE)
+    values = np.moveaxis(label, 0, place.axis)
+    known = np.moveaxis(source.scan.read_known(source.source.label, place.box, values), place.axis, 0)
+    return Brick(place, image, label, np.ascontiguousarray(known, np.uint8))
+
+
+def _along(source: Opened, form: ShardFormat, place: Place) -> Voxels:
+    voxels = np.zeros(place.shape, form.dtype)
+    with source.scan.decoding(form.url, place.box):
+        form.read_box(place.box, np.moveaxis(voxels, 0, place.axis))
+    return voxels
+
+
+def _turned(source: Opened, place: Place) -> Brick:
+    image, label = (np.empty(place.shape, form.dtype) for form in (source.image, source.label))
+    known = np.empty(place.shape, np.uint8)
+    read_image, read_label = (_by_chunks(source, form) for form in (source.image, source.label))
+    half = 0.5 if image.dtype.kind == "u" else 0.0
+    steps = place.steps(source.scan.info.voxel_size_um)
+    origin = place.origin(source.scan.info.voxel_size_um)
+    for block in blocks(place.shape, (TURNED_BLOCK,) * 3):
+        begin = origin + np.array(block.start) @ steps
+        box = _around(begin, steps, block.shape, source.extent)
+        inside = begin - box.start
+        kernels.turned_image(read_image(box), inside, steps, half, image[block.slices])
+        values = read_label(box)
+        all_known = source.is_known(box)
+        stated = EVERYWHERE if all_known else source.scan.read_known(source.source.label, box, values).view(np.uint8)
+        kernels.turned_label(values, stated, inside, steps, label[block.slices], known[block.slices])
+    return Brick(place, image, label, known)
+
+
+def _around(begin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], shape: Index3, extent: Box) -> Box:
+    """All voxels that interpolation at the positions of a turned block asks for; at least the nearest one of the extent."""
+    corners = begin + np.stack(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij"), -1).reshape(-1, 3) @ steps
+    start = np.clip(np.floor(corners.min(0)), extent.start, np.subtract(extent.stop, 1)).astype(int)
+    stop = np.clip(np.floor(corners.max(0)) + 2, start + 1, extent.stop).astype(int)
+    return Box(index3(start.tolist()), index3(stop.tolist()))
+
+
+def _by_chunks(source: Opened, form: ShardFormat) -> Callable[[Box], Voxels]:
+    """A reader of boxes that keeps the chunks it decoded last."""
+
+    @lru_cache(maxsize=CHUNKS_KEPT)
+    def chunk(start: Index3) -> tuple[Box, Voxels]:
+        stop = index3([min(a + c, n) for a, c, n in zip(start, form.chunk_zyx, form.shape_zyx, strict=True)])
+        with source.scan.decoding(form.url, Box(start, stop)):
+            return Box(start, stop), form.read_box(Box(start, stop))
+
+    def read(box: Box) -> Voxels:
+        voxels = np.empty(box.shape, form.dtype)
+        first = index3([a // c * c for a, c in zip(box.start, form.chunk_zyx, strict=True)])
+        for block in blocks(index3([b - a for a, b in zip(first, box.stop, strict=True)]), form.chunk_zyx):
+            part, values = chunk(block.shifted(first).start)
+            common = part.intersect(box)
+            voxels[common.relative_to(box.start).slices] = values[common.relative_to(part.start).slices]
+        return voxels
+
+    return read

@@ -1,0 +1,135 @@
+"""Every crop of a grid once an epoch: bricks in random order, and random order among the crops of a few bricks.
+
+Memory follows the bricks, a few thousand for an organ, not the crops. Which crop is the i-th of an epoch is found by two searches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.geometry import along_axis, move_axis, runs
+from perfuse.sampling.places import Place, Sizes, Window, bricks_at_once
+from perfuse.sampling.sources import Opened, opened
+from perfuse.training.job import TrainingJob
+
+if TYPE_CHECKING:
+    from perfuse.sampling.bricks import Brick
+
+TILES = 2
+"""Crops along each edge of a brick."""
+PLANES = 128
+"""Planes of a brick, with those that only complete the panels of others."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class GridOrder:
+    """The crop at a position of a step follows from the seed and the number of crops before it."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        recipe = job.recipe
+        self.seed, self.batch = recipe.seed, recipe.batch
+        self.sizes = Sizes.of(recipe)
+        sources = [opened(source, recipe.normalisation) for source in job.train]
+        self.extents = [source.extent for source in sources]
+        stride = max(round(recipe.crop * (1 - recipe.sampling.overlap)), 1)
+        axes = ["zyx".index(axis) for axis in recipe.axes]
+        self.bricks = [b for k, s in enumerate(sources) for a in axes for b in _bricks(k, s, a, self.sizes, stride)]
+        self.counts = np.array([brick.count for brick in self.bricks], np.int64)
+        self.length = int(self.counts.sum())
+        """Crops of an epoch."""
+        span = recipe.crop + (TILES - 1) * stride
+        self._bricks_at_once = bricks_at_once((PLANES, span, span))
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._group = lru_cache(maxsize=4)(self._draw_group)
+
+    def crop(self, index: int) -> tuple[Place, Window]:
+        """The crop with `index` crops before it, over all epochs."""
+        epoch, at = divmod(index, self.length)
+        order, ends = self._epoch(epoch)
+        group = int(np.searchsorted(ends, at, side="right")) // self._bricks_at_once
+        first = group * self._bricks_at_once
+        begin = int(ends[first - 1]) if first else 0
+        inside = int(self._group(epoch, group)[at - begin])
+        rank = int(np.searchsorted(ends, begin + inside, side="right"))
+        brick = self.bricks[order[rank]]
+        return brick.place, brick.window(begin + inside - (int(ends[rank - 1]) if rank else 0))
+
+    def _draw_epoch(self, epoch: int) -> tuple[Indices, Indices]:
+        order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self.bricks))
+        return order, np.cumsum(self.counts[order])
+
+    def _draw_group(self, epoch: int, group: int) -> Indices:
+        order, _ = self._epoch(epoch)
+        first = group * self._bricks_at_once
+        crops = int(self.counts[order[first : first + self._bricks_at_once]].sum())
+        return np.random.default_rng([self.seed, 4, epoch, group]).permutation(crops)
+
+    def read(self, batches: int) -> Iterator[Place]:
+        """The bricks that so many batches are cut of, each as often as it has to be read."""
+        crops = batches * self.batch
+        for epoch in range(-(-crops // self.length)):
+            order, ends = self._epoch(epoch)
+            group = int(np.searchsorted(ends, crops - epoch * self.length)) // self._bricks_at_once
+            yield from (self.bricks[k].place for k in order[: (group + 1) * self._bricks_at_once])
+
+    def place(self, step: int, position: int) -> Place:
+        """The brick of which the crop at a position of a step is cut."""
+        return self.crop(step * self.batch + position)[0]
+
+    def window(self, step: int, position: int, brick: "Brick") -> Window:  # noqa: ARG002 - a random order looks at it
+        """Where in its brick the crop at a position of a step lies."""
+        return self.crop(step * self.batch + position)[1]
+
+
+@dataclass(frozen=True)
+class GridBrick:
+    """A brick and the crops of the grid that are cut of it."""
+
+    place: Place
+    planes: range
+    """Middle planes of its panels, rows and columns of its corners: in the brick."""
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Crops."""
+        return len(self.planes) * len(self.rows) * len(self.columns)
+
+    def window(self, number: int) -> Window:
+        """One of its crops."""
+        plane, row, column = np.unravel_index(number, (len(self.planes), len(self.rows), len(self.columns)))
+        return Window(self.planes[int(plane)], self.rows[row], self.columns[column])
+
+
+def _bricks(number: int, source: Opened, axis: int, sizes: Sizes, stride: int) -> list[GridBrick]:
+    """The bricks of a scan along an axis, where any labelled organ is; each plane is once the middle plane of every crop."""
+    depth, height, width = move_axis(source.extent.shape, axis)
+    found = []
+    for first, stop in runs(depth, max(PLANES - sizes.before - sizes.after, 1)):
+        planes = (max(first - sizes.before, 0), min(stop + sizes.after, depth))
+        for rows in _groups(height, sizes.crop, stride):
+            for columns in _groups(width, sizes.crop, stride):
+                spans = (_span(rows, sizes.crop, height), _span(columns, sizes.crop, width))
+                box = along_axis(axis, planes, *spans).shifted(source.extent.start)
+                if source.holds(box):
+                    inside = [tuple(at - starts[0] for at in starts) for starts in (rows, columns)]
+                    middle = range(first - planes[0], stop - planes[0])
+                    found.append(GridBrick(Place(number, axis, box), middle, *inside))
+    return found
+
+
+def _groups(length: int, crop: int, stride: int) -> list[list[int]]:
+    """Where crops begin along an axis, a few neighbours at a time; the last ends with the scan."""
+    last = max(length - crop, 0)
+    starts = [*range(0, last, stride), last]
+    return [starts[k : k + TILES] for k in range(0, len(starts), TILES)]
+
+
+def _span(starts: list[int], crop: int, length: int) -> tuple[int, int]:
+    return starts[0], min(starts[-1] + crop, length)

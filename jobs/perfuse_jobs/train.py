@@ -140,7 +140,9 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherit
     if truth is not None:
         for source in job.validation:
             predict(source.url, bundle, output)
-        curve = tune([Scan.open(source.url) for source in job.validation], output, truth)
+        scans = [Scan.open(source.url) for source in job.validation]
+        within = [source.extent(scan.shape_zyx) for source, scan in zip(job.validation, scans, strict=True)]
+        curve = tune(scans, output, truth, within)
         bundle = bundle.with_threshold(curve.chosen)
         log.threshold(curve)
     elif inherited is not None:
@@ -155,7 +157,8 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherit
     for source in job.validation:
         predict(source.url, replace(bundle, uri=uri), output)  # which only renews the label's reference to its model
         scores.append(evaluate(Scan.open(source.url), output, source.label))
-        record_evaluation(scores[-1], kind="validation")
+        if source.box is None:  # a score inside a training scan would be taken for one on a donor of its own
+            record_evaluation(scores[-1], kind="validation")
     report = log.report(uri, curve, scores)
     set_tag(*version_of(uri), TRAINING_KEY, _key(job, inherited))
     say(

@@ -107,28 +107,39 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
     )
 
 
-def tune(scans: Sequence[Scan], prediction: str, truth: str) -> Curve:
-    """Scores at all 255 thresholds, the counts of all scans added. Truth must be dense."""
+def tune(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> Curve:
+    """Scores at all 255 thresholds, the counts of all scans added. Truth must be dense.
+
+    within: for each scan the box outside which nothing counts; empty: all counts.
+    """
     total = CurveCounts()
-    for scan in scans:
+    for scan, extent in zip(scans, within or [Box.whole(scan.shape_zyx) for scan in scans], strict=True):
         if scan.label_info(truth).kind == "sparse":
             raise ScanError(
                 f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
             )
         for box in _blocks(scan, f"tune {scan.info.id}"):
-            total += _curve_counts(scan, prediction, truth, box)
+            total += _curve_counts(scan, prediction, truth, box, extent)
     return total.curve()
 
 
-def _curve_counts(scan: Scan, prediction: str, truth: str, box: Box) -> CurveCounts:
+def _curve_counts(scan: Scan, prediction: str, truth: str, box: Box, extent: Box) -> CurveCounts:
     cut = _cutter(scan, box)
     z, y, x = (int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
     return curve_counts(
         cut(lambda b: _truth(scan, truth, b)),
         cut(lambda b: scan.read_label(prediction, b)),
         tail_zyx=(z, y, x),
-        known=cut(lambda b: _known(scan, truth, b), 1),
+        known=cut(lambda b: _known(scan, truth, b) & _inside(extent, b), 1),
     )
+
+
+def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:
+    inside = np.zeros(box.shape, np.bool_)
+    common = extent.intersect(box)
+    if not common.empty:
+        inside[common.relative_to(box.start).slices] = True
+    return inside
 
 
 def _own_threshold(info: LabelInfo) -> int:

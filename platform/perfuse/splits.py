@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perfuse.catalog import Scan
 from perfuse.errors import RecipeError
+from perfuse.geometry import Box, Index3, index3
 
 
 class Split(BaseModel):
@@ -24,6 +25,7 @@ def split_by_donor(
     train: Sequence[str] = (),
     validation: Sequence[str] | None = (),
     holdout: Sequence[str] = (),
+    fold: tuple[int, int | None] | None = None,
 ) -> Split:
     """Divide scans by specimen, never dividing a donor.
 
@@ -31,19 +33,21 @@ def split_by_donor(
     train: specimens; empty means every labelled scan that is not held out.
     validation: specimens; empty means one dense labelled donor, the last in order of specimen; None means nobody selects.
     holdout: specimens that training and selection must not see, with all else of their donors.
+    fold: number and count, see `folds`; the donors of that fold validate, by their dense labels.
     Raises RecipeError when a specimen is unknown or unlabelled, a donor would stand on two sides, or a side is empty.
     """
-    labelled = [s for s in scans if set(labels) & set(s.labels())]
-    _check_named([*train, *(validation or ())], labelled, labels)
-    _check_named(holdout, scans, ())
+    known = [s for s in scans if set(labels) & set(s.labels())]
+    _check_named([*train, *(validation or ())], known, labels)
     held = [s for s in scans if s.info.specimen in holdout]
-    held_donors = {s.info.donor for s in held}
-    free = [s for s in labelled if s.info.donor not in held_donors]
-    chosen = [s for s in labelled if s.info.specimen in (validation or ())]
-    if not chosen and validation is not None:
-        chosen = _choose_validation(free, labels, train)
+    free = labelled(scans, labels=labels, holdout=holdout)
+    if validation is None:
+        chosen = []
+    elif fold:
+        chosen = _of_fold(free, labels, fold)
+    else:
+        chosen = [s for s in known if s.info.specimen in validation] or _choose_validation(free, labels, train)
     donors = {s.info.donor for s in chosen}
-    rest = [s for s in labelled if s.info.specimen in train] or [s for s in free if s.info.donor not in donors]
+    rest = [s for s in known if s.info.specimen in train] or [s for s in free if s.info.donor not in donors]
     _check_disjoint(rest, chosen, held)
     if not rest or (not chosen and validation is not None):
         raise RecipeError(
@@ -53,6 +57,65 @@ def split_by_donor(
             "say whose organs these are when you ingest them (--donor)."
         )
     return Split(train=tuple(rest), validation=tuple(chosen), holdout=tuple(held))
+
+
+def labelled(
+    scans: Sequence[Scan], *, labels: Sequence[str], train: Sequence[str] = (), holdout: Sequence[str] = ()
+) -> list[Scan]:
+    """The scans that have one of the labels, without donors of held out specimens; of these the specimens `train`, if named.
+
+    Raises RecipeError when a specimen is unknown, unlabelled, or held out.
+    """
+    known = [s for s in scans if set(labels) & set(s.labels())]
+    _check_named(holdout, scans, ())
+    held = {s.info.donor for s in scans if s.info.specimen in holdout}
+    free = [s for s in known if s.info.donor not in held]
+    _check_named(train, free, labels)
+    return [s for s in free if not train or s.info.specimen in train]
+
+
+def folds(scans: Sequence[Scan], count: int | None) -> list[tuple[str, ...]]:
+    """Donors in folds of about equal size, those of the same organs spread over all folds.
+
+    count: of the folds; None: one for each donor, so that each is left out once. Raises RecipeError when there are fewer donors.
+    """
+    organs: dict[str, set[str]] = {}
+    for scan in scans:
+        organs.setdefault(scan.info.donor, set()).add(scan.info.organ)
+    donors = sorted(organs, key=lambda donor: (sorted(organs[donor]), donor))
+    count = len(donors) if count is None else count
+    if not 1 < count <= len(donors):
+        raise RecipeError(
+            f"{count} folds need as many densely labelled donors, and at least two; there are {len(donors)}: "
+            f"{', '.join(donors) or 'none'}. Choose fewer folds, e.g. --set fold=1/{max(len(donors), 2)}"
+        )
+    return [tuple(donors[k::count]) for k in range(count)]
+
+
+def _of_fold(free: Sequence[Scan], labels: Sequence[str], fold: tuple[int, int | None]) -> list[Scan]:
+    dense = [scan for scan in free if _is_dense(scan, labels)]
+    found = folds(dense, fold[1])
+    if fold[0] > len(found):
+        raise RecipeError(f"There is no fold {fold[0]} of {len(found)}. Choose 1 to {len(found)}.")
+    return [scan for scan in dense if scan.info.donor in found[fold[0] - 1]]
+
+
+def divide(shape_zyx: Index3, share: float, gap: int) -> tuple[Box, Box]:
+    """A scan in two along its longest axis: what trains, and after a gap the share that validates.
+
+    gap: voxels between the two. Raises RecipeError when less than the gap is left of one of them.
+    """
+    axis = max(range(3), key=lambda a: shape_zyx[a])
+    length = shape_zyx[axis]
+    cut = round(length * (1 - share))
+    if min(cut - gap, length - cut) < gap:
+        raise RecipeError(
+            f"A scan of {' × '.join(map(str, shape_zyx))} voxels (z, y, x) cannot be divided: {length} voxels hold no "
+            f"two parts and a gap of at least {gap} voxels (a crop with its panel) each. Choose smaller crops, or validate by a donor."
+        )
+    stop, start = list(shape_zyx), [0, 0, 0]
+    stop[axis], start[axis] = cut - gap, cut
+    return Box((0, 0, 0), index3(stop)), Box(index3(start), shape_zyx)
 
 
 def _check_named(names: Sequence[str], scans: Sequence[Scan], labels: Sequence[str]) -> None:

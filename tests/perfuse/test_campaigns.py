@@ -127,21 +127,17 @@ def test_keys_follow_what_decides_and_nothing_else(scans, folder, tmp_path, make
     assert {n: before[n].key for n in ("dense", "labels-1", "round-1")} == {
         n: keys[n] for n in ("dense", "labels-1", "round-1")
     }, "a further round repeats none"
-    others = [
-        make_scan(
-            tmp_path,
-            "b",
-            np.asarray(Scan.open(scans[1].url).image[:]),
-            {"human": np.ones(SHAPE, np.uint8) * 255},
-            kind="sparse",
-            coverage=0.85,
-        ),
-        *(s for s in scans if s.info.specimen != "b"),
-    ]
-    now = {n: p.key for n, p in by_name(planned(others)).items()}
-    assert {n for n in keys if now[n] != keys[n]} == set(keys) - {"dense"}, (
-        "other marks on b are another campaign from there"
-    )
+
+    def with_other_marks_on(scan):
+        image, about = np.asarray(scan.image[:]), scan.label_info("human")
+        marks = {"human": np.full(SHAPE, 255, np.uint8)}
+        other = make_scan(tmp_path, scan.info.specimen, image, marks, kind=about.kind, coverage=about.coverage)
+        now = {n: p.key for n, p in by_name(planned([other, *(s for s in scans if s is not scan)])).items()}
+        return {n for n in keys if now[n] != keys[n]}
+
+    a, b = scans[:2]
+    assert with_other_marks_on(a) == set(keys)
+    assert with_other_marks_on(b) == set(keys) - {"dense"}, "another campaign from where b is met"
 
 
 TRAIN_A = {"kind": "train", "name": "first", "scans": ["a"], "validation": ["d"]}
@@ -253,9 +249,11 @@ def test_stages_that_name_nobody_are_refused(scans, tmp_path):
         planned(scans, written(tmp_path, TRAIN_A, {"kind": "evaluate", "name": "scored", "model": "first"}))
     with pytest.raises(CampaignError, match=r"Stage first: .*u.ome.zarr has none of the labels human"):
         planned(scans, written(tmp_path, {**TRAIN_A, "scans": ["u"]}))
-    start = written(tmp_path, {**TRAIN_A, "settings": ["init_from=models:/m/1"]})
-    with pytest.raises(CampaignError, match="say init_from in the stage"):
-        planned(scans, start)
+    for setting in ("init_from=models:/m/1", "fold=1/2", "within=0.2"):
+        with pytest.raises(
+            CampaignError, match=f"Stage first: {setting.split('=')[0]} is not for the recipe of a stage"
+        ):
+            planned(scans, written(tmp_path, {**TRAIN_A, "settings": [setting]}))
 
 
 def test_cost_is_counted_from_shapes(scans):

@@ -16,7 +16,7 @@ import tifffile
 
 from perfuse import tracking
 from perfuse.catalog import Scan
-from perfuse.errors import CampaignError
+from perfuse.errors import CampaignError, PerfuseError
 from perfuse.registry import load_bundle, scores_of
 from perfuse_jobs.train import loss_fall
 
@@ -148,6 +148,21 @@ def _everything_inherits(stages: dict[str, Any]) -> None:
     assert mine["sibling"].surface_dice == theirs.surface_dice
     assert mine["sibling"].scan_url == theirs.scan_url
     assert set(mine) == {"sibling", "test"}
+
+
+def test_a_threshold_is_stated_or_matched(verb: Any) -> None:
+    with pytest.raises(PerfuseError, match="either stated or matched"):
+        verb(
+            "pseudolabel",
+            "s.ome.zarr",
+            "--model",
+            "models:/m/1",
+            "--output",
+            "o",
+            "--match-coverage",
+            "--threshold",
+            "0.5",
+        )
 
 
 def test_the_fall_of_the_loss_is_that_of_the_last_two_tenths() -> None:

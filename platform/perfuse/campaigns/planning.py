@@ -142,10 +142,12 @@ class _Planner:
     def _recipe(self, stage: Train, learnt: list[Scan], judges: list[Scan]) -> Recipe:
         settings = (*self.campaign.settings, *stage.settings)
         recipe = load_recipe(stage.recipe or self.campaign.recipe, settings, smoke=self.smoke)
-        if recipe.init_from is not None:
-            raise CampaignError(
-                f"Stage {stage.name}: say init_from in the stage, not in its recipe, as a stage or a model's URI."
-            )
+        for key in ("init_from", "fold", "within"):
+            if getattr(recipe, key) is not None:
+                raise CampaignError(
+                    f"Stage {stage.name}: {key} is not for the recipe of a stage. The stage itself says what it starts from "
+                    "(init_from: a stage or a model's URI) and who chooses (validation: roles or specimens)."
+                )
         return recipe.model_copy(
             update={
                 "train": tuple(dict.fromkeys(s.info.specimen for s in learnt)),

@@ -172,6 +172,11 @@ class Recipe(Frozen):
     """Specimens that choose checkpoint and threshold; empty: one labelled donor, the last by name."""
     holdout: tuple[str, ...] = ()
     """Specimens that nothing may see, with all else of their donors."""
+    fold: str | None = Field(None, pattern=r"^[1-9]\d*/([1-9]\d*|all)$")
+    """2/5: the second fifth of the densely labelled donors validates, stratified by organ; 2/all: the second donor alone."""
+    within: float | None = Field(None, gt=0, lt=1)
+    """Share of each densely labelled training scan that validates instead of other donors: the end of its longest axis, after
+    a gap of a crop. For those who have one donor only: it tells little about others."""
     network: Network = Network()
     normalisation: Normalisation = Normalisation()
     axes: tuple[Axis, ...] = Field(("z", "y", "x"), min_length=1)
@@ -222,6 +227,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
+        if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
+            raise ValueError("of fold, within and validation only one can say what validates")
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
         if any(loss.volumetric for loss in self.losses) and (self.network.outputs != "all" or self.network.planes == 1):

@@ -1,5 +1,8 @@
 """A training job: recipe, scans and a folder that is named by the digest of both."""
 
+import math
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from perfuse import storage
@@ -11,7 +14,7 @@ from perfuse.finding import find_scans, preferred_label
 from perfuse.geometry import Box, Index3
 from perfuse.models import with_source
 from perfuse.recipes import Recipe
-from perfuse.splits import split_by_donor
+from perfuse.splits import divide, labelled, split_by_donor
 from perfuse.training import checkpoints
 from perfuse.training.initial import pinned
 
@@ -87,21 +90,10 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
     Raises RecipeError when the split is impossible, or a donor that selects is in the ancestry of a label or of the initial
     weights; ScanError when there are no scans.
     """
-    split = split_by_donor(
-        find_scans(data_url),
-        labels=recipe.labels,
-        train=recipe.train,
-        validation=recipe.validation if selects else None,
-        holdout=recipe.holdout,
+    scans = find_scans(data_url)
+    train, validation = (
+        _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, selects=selects)
     )
-    train = tuple(_source(s, recipe.labels) for s in split.train)
-    validation = tuple(_source(s, recipe.labels) for s in split.validation)
-    for source, scan in zip(validation, split.validation, strict=True):
-        if scan.labels()[source.label].kind != "dense":
-            raise RecipeError(
-                f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
-                f"{scan.labels()[source.label].kind}. Choose another specimen by --set validation=…"
-            )
     recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {
@@ -110,7 +102,7 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
             "validation": [s.model_dump(mode="json", exclude=PLACES) for s in validation],
         }
     )
-    pixels = [s for scan in split.train for axis in recipe.axes for s in _pixels(scan, axis)]
+    pixels = [s for source in train for axis in recipe.axes for s in _pixels(Scan.open(source.url), axis)]
     job = TrainingJob(
         recipe=recipe,
         train=train,
@@ -142,7 +134,7 @@ def _initial(recipe: Recipe, storage_url: str) -> dict[str, str]:
 def _check_unseen(job: TrainingJob) -> None:
     seen = job.donors()
     for source in job.validation:
-        if source.donor in seen:
+        if source.box is None and source.donor in seen:
             raise RecipeError(
                 f"Donor {source.donor!r} is to choose the checkpoint, and is in what it is trained on: {seen[source.donor]}. "
                 "Choose another validation donor, or labels that were made without this one."
@@ -153,6 +145,46 @@ def _pinned(recipe: Recipe, storage_url: str) -> Recipe:
     """The recipe with what it names written down as what it names today: a network's source, weights to start from."""
     start = recipe.init_from and pinned(recipe.init_from, storage_url)
     return recipe.model_copy(update={"network": with_source(recipe.network), "init_from": start})
+
+
+def _by_donor(recipe: Recipe, scans: Sequence[Scan], *, selects: bool) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    number, _, count = (recipe.fold or "").partition("/")
+    split = split_by_donor(
+        scans,
+        labels=recipe.labels,
+        train=recipe.train,
+        validation=recipe.validation if selects else None,
+        holdout=recipe.holdout,
+        fold=(int(number), None if count == "all" else int(count)) if recipe.fold else None,
+    )
+    validation = tuple(_source(s, recipe.labels) for s in split.validation)
+    for source, scan in zip(validation, split.validation, strict=True):
+        if scan.labels()[source.label].kind != "dense":
+            raise RecipeError(
+                f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
+                f"{scan.labels()[source.label].kind}. Choose another specimen by --set validation=…"
+            )
+    return tuple(_source(s, recipe.labels) for s in split.train), validation
+
+
+def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    """The labelled scans that train, and those parts of the dense ones that validate."""
+    network, scale = recipe.network, recipe.sampling.scale[1]
+    gap = math.ceil((recipe.crop + (network.planes - 1) * network.plane_stride) * scale)
+    train: list[Source] = []
+    validation: list[Source] = []
+    for scan in labelled(scans, labels=recipe.labels, train=recipe.train, holdout=recipe.holdout):
+        source = _source(scan, recipe.labels)
+        if scan.labels()[source.label].kind != "dense":
+            train.append(source)
+            continue
+        for side, box in zip((train, validation), divide(scan.shape_zyx, recipe.within or 0, gap), strict=True):
+            side.append(source.model_copy(update={"box": (box.start, box.stop)}))
+    if not validation:
+        raise RecipeError(
+            f"within = {recipe.within:g} needs a densely labelled scan, and there is none. Add labels (`perfuse labels add`)."
+        )
+    return tuple(train), tuple(validation)
 
 
 def _source(scan: Scan, labels: tuple[str, ...]) -> Source:

@@ -12,6 +12,6 @@ def train_local(job: TrainingJob, report: Report) -> None:
     SIGTERM ends it as Ctrl-C would, by KeyboardInterrupt, but after a whole step and with a checkpoint of it.
     """
     with on_sigterm() as stop:
-        train(job, lambda first_step: sampling.feed(job, first_step=first_step), report=report, stop=stop.is_set)
+        train(job, lambda first: sampling.feed(job, first_step=first), report=report, stop=stop.is_set)
     if stop.is_set() and not is_finished(job):
         raise KeyboardInterrupt

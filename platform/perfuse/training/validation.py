@@ -57,7 +57,8 @@ def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
 
 def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, Slice]:
     scan = Scan.open(source.url)
-    box = middle(max((b.box for b in scan.label_boxes(source.label)), key=lambda b: b.size))
+    extent = source.extent(scan.shape_zyx)
+    box = middle(max((b.box.intersect(extent) for b in scan.label_boxes(source.label)), key=lambda b: b.size))
     soft = probability(network, job.forward(), scan, box)
     values = scan.read_label(source.label, box)
     truth, known = values >= 128, scan.read_known(source.label, box, values)

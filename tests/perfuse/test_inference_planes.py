@@ -71,11 +71,11 @@ def test_a_panel_shows_every_other_plane_and_repeats_the_ends(shape, axis, seed)
 @pytest.mark.parametrize("network", [MOSAIC, STRIDED, ALL_STRIDED])
 @pytest.mark.parametrize("axis", [0, 2])
 def test_bits_do_not_depend_on_slabs(network: Network, axis: int) -> None:
-    values = np.random.default_rng(1).random((43, 40, 43), np.float32)
+    values = np.random.default_rng(1).random((27, 34, 27), np.float32)
     torch.manual_seed(0)
-    made, depth = engine(network, build(network)), values.shape[axis]
+    made, depth = engine(network, build(network), overlap=0), values.shape[axis]
     whole = slab(made, values, axis, (0, depth))
-    for planes in (PLANES, 3 * PLANES):
+    for planes in (PLANES, 2 * PLANES):
         cuts = [(a, min(a + planes, depth)) for a in range(0, depth, planes)]
         np.testing.assert_array_equal(np.concatenate([slab(made, values, axis, cut) for cut in cuts]), whole)
 

@@ -61,6 +61,8 @@ def _published(network: Network, channels: int, classes: int, *, pretrained: boo
 def _options(network: Network, architecture: type) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if network.encoder_size is not None:
+        if not network.encoder.startswith("tu-"):
+            raise ValueError("encoder_size is for transformers of timm, tu-…")
         options["img_size"] = network.encoder_size
     if network.decoder_channels is not None:
         if "decoder_channels" not in signature(architecture).parameters:

@@ -34,7 +34,7 @@ class Brick:
     """As label, 0 or 1; or `EVERYWHERE`."""
 
     @cached_property
-    def _vessels(self) -> npt.NDArray[np.int64]:
+    def vessel_sums(self) -> npt.NDArray[np.int64]:
         """Known vessel voxels up to and with each row: int64[planes · rows + 1], beginning with 0."""
         counts = np.empty(self.label.shape[:2], np.int64)
         kernels.vessels_per_row(self.label, self.known, counts)
@@ -42,17 +42,21 @@ class Brick:
 
     def vessel(self, rng: np.random.Generator, first: int, last: int) -> tuple[int, int, int] | None:
         """A known vessel voxel of the planes first … last, all equally likely; None where there is none."""
-        sums, rows = self._vessels, self.label.shape[1]
+        sums, rows = self.vessel_sums, self.label.shape[1]
         begin, end = int(sums[first * rows]), int(sums[(last + 1) * rows])
         if begin == end:
             return None
         number = int(rng.integers(begin, end))
         line = int(np.searchsorted(sums, number, side="right")) - 1
         plane, row = divmod(line, rows)
+        return plane, row, int(self._columns(plane, row)[number - int(sums[line])])
+
+    def _columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
+        """Where a row is known vessel."""
         marked = self.label[plane, row] >= 128
         if self.known.size:
             marked &= self.known[plane, row] > 0
-        return plane, row, int(np.flatnonzero(marked)[number - int(sums[line])])
+        return np.flatnonzero(marked)
 
     @property
     def nbytes(self) -> int:

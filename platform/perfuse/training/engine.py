@@ -102,10 +102,15 @@ class _State:
                 value.copy_(other[name])
 
 
+def _placed(crops: Any, device: str) -> torch.Tensor:
+    """An array, which may be read-only, or a tensor, on the device."""
+    return (crops if isinstance(crops, torch.Tensor) else torch.from_numpy(np.array(crops))).to(device)
+
+
 def _step(
     network: torch.nn.Module, state: _State, batch: dict[str, Any], recipe: Recipe, device: str
 ) -> dict[str, float]:
-    image, target, known = (torch.from_numpy(np.array(batch[k])).to(device) for k in ("image", "target", "known"))
+    image, target, known = (_placed(batch[name], device) for name in ("image", "target", "known"))
     rate = learning_rate(recipe, state.step)
     for group in state.optimiser.param_groups:
         group["lr"] = rate

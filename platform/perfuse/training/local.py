@@ -1,10 +1,23 @@
-"""Training in this process, without Ray: threads cut the next crops while the network learns from these."""
+"""Training in this process, without Ray: threads cut the next crops, or the GPU does, while the network learns from these."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 from perfuse import sampling
+from perfuse.sampling.resident import feed_resident, resident_bytes
 from perfuse.training.engine import Report, train
 from perfuse.training.job import TrainingJob
 
 
 def train_local(job: TrainingJob, report: Report) -> None:
     """Run a job to its end; the same command goes on where a killed one stopped."""
-    train(job, lambda first_step: sampling.feed(job, first_step=first_step), report=report)
+    train(job, lambda first_step: batches(job, first_step), report=report)
+
+
+def batches(job: TrainingJob, first_step: int) -> Iterator[dict[str, Any]]:
+    """All batches from `first_step` on: cut on the GPU where there is one and the scans fit in half of its memory."""
+    if torch.cuda.is_available() and resident_bytes(job) <= torch.cuda.mem_get_info()[1] // 2:
+        return feed_resident(job, "cuda", first_step)
+    return sampling.feed(job, first_step=first_step)

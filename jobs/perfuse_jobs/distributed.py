@@ -31,7 +31,7 @@ MOST_BLOCKS = 1024
 def train_on_ray(job: TrainingJob, report: "Report", *, workers: int) -> None:
     """Run a job to its end on `workers` ranks; `report` is called in this process, with what rank 0 reports.
 
-    Raises RecipeError when the batch cannot be divided among the workers, and what a worker raised when restarting
+    Raises RecipeError when there are more workers than crops in a batch, and what a worker raised when restarting
     did not help.
     """
     next(sampling.rows(job, 0, workers, 0))

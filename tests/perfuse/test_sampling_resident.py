@@ -21,7 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_scan: Any, tubes: Any)
     for seed, specimen in enumerate("abcv"):
         image, mask = tubes(seed, (30, 40, 20) if specimen == "b" else SHAPE)
         about = {"kind": "sparse", "coverage": 0.6} if specimen == "a" else {}
-        make_scan(folder, specimen, (image >> 8).astype(np.uint8) if specimen == "c" else image, {"human": mask}, **about)
+        make_scan(
+            folder, specimen, (image >> 8).astype(np.uint8) if specimen == "c" else image, {"human": mask}, **about
+        )
     return folder
 
 

@@ -15,7 +15,7 @@ import torch
 
 from perfuse.geometry import Box, runs
 from perfuse.sampling import cutting
-from perfuse.sampling.bricks import Brick
+from perfuse.sampling.bricks import PlacedBrick
 from perfuse.sampling.cutting import CropShape, Line
 from perfuse.sampling.feeding import order_of, positions, threads
 from perfuse.sampling.places import Place, Window, bricks_at_once
@@ -36,20 +36,22 @@ def resident_bytes(job: TrainingJob) -> int:
     return sum(s.extent.size * (s.image.dtype.itemsize + 2 - s.is_known(s.extent)) for s in sources)
 
 
-class ResidentBrick(Brick):
-    """A brick whose voxels are tensors; uint16 as the int16 of the same bits."""
+@dataclass(frozen=True)
+class ResidentBrick(PlacedBrick):
+    """A brick [planes, rows, columns] whose voxels are tensors, as those of a `ResidentScan`."""
 
-    image: Any
-    label: Any
-    known: Any
+    image: Tensor
+    label: Tensor
+    known: Tensor
 
     @cached_property
     def vessel_sums(self) -> npt.NDArray[np.int64]:
-        """Known vessel voxels up to and with each row: int64[planes · rows + 1], beginning with 0."""
+        """See PlacedBrick."""
         counts = self._marked(self.label, self.known).sum(-1).flatten().cumsum(0)
         return np.concatenate([[0], counts.cpu().numpy()])
 
-    def _columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
+    def vessel_columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
+        """See PlacedBrick."""
         known = self.known[plane, row] if self.known.numel() else self.known
         return np.flatnonzero(self._marked(self.label[plane, row], known).cpu().numpy())
 
@@ -60,7 +62,7 @@ class ResidentBrick(Brick):
 
 @dataclass(frozen=True)
 class ResidentScan:
-    """The extent of a scan on a device."""
+    """The extent of a scan on a device; uint16 is held as the int16 of the same bits."""
 
     source: Opened
     image: Tensor

@@ -37,7 +37,7 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: int) -> None:
     """Run a job to its end on `workers` ranks; `report` is called in this process, with what rank 0 reports.
 
     SIGTERM to this process ends it as Ctrl-C would, by KeyboardInterrupt, but after a whole step and with a checkpoint of it.
-    Raises RecipeError when the batch cannot be divided among the workers, and what a worker raised when restarting
+    Raises RecipeError when there are more workers than crops in a batch, and what a worker raised when restarting
     did not help.
     """
     next(sampling.rows(job, 0, workers, 0))

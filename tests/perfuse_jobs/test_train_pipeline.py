@@ -26,11 +26,12 @@ def crops(job: TrainingJob, rank: int, world: int, first_step: int) -> list[dict
 @pytest.mark.parametrize("first_step", [0, 5])
 def test_ranks_together_are_fed_the_very_crops_of_one_process(job: TrainingJob, first_step: int) -> None:
     expected = crops(job, 0, 1, first_step)
-    ranks = [list(distributed.batches(job, rank, 2, first_step)) for rank in range(2)]
-    assert [len(steps) for steps in ranks] == [11 - first_step] * 2
+    ranks = [list(distributed.batches(job, rank, 3, first_step)) for rank in range(3)]
+    assert [len(steps) for steps in ranks] == [11 - first_step] * 3
+    assert [len(steps[0]["image"]) for steps in ranks] == [1, 1, 2]
     for whole, *parts in zip(expected, *ranks, strict=True):
         assert all(part["step"] == whole["step"] for part in parts)
-        for name in ("image", "target", "known"):
+        for name in ("position", "image", "target", "known"):
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
 
@@ -39,9 +40,9 @@ def test_after_the_last_step_there_is_nothing_to_feed(job: TrainingJob) -> None:
     assert list(distributed.batches(job, 0, 1, 11)) == []
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_before_ray_starts(job: TrainingJob) -> None:
-    with pytest.raises(RecipeError, match="batch = 4 cannot be divided among 3"):
-        distributed.train_on_ray(job, lambda *_: None, workers=3)
+def test_more_workers_than_crops_are_refused_before_ray_starts(job: TrainingJob) -> None:
+    with pytest.raises(RecipeError, match="batch = 4 cannot be shared by 5 workers"):
+        distributed.train_on_ray(job, lambda *_: None, workers=5)
 
 
 def test_a_cluster_needs_storage_that_all_nodes_reach(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,35 +24,54 @@ CHUNKS_KEPT = 256
 
 
 @dataclass(frozen=True)
-class Brick:
-    """Voxels [planes, rows, columns], seen along the brick's axis."""
+class PlacedBrick:
+    """A brick, wherever its voxels are held, that finds its vessels."""
 
     place: Place
-    image: Voxels
-    label: npt.NDArray[np.uint8]
-    known: npt.NDArray[np.uint8]
-    """As label, 0 or 1; or `EVERYWHERE`."""
 
-    @cached_property
-    def _vessels(self) -> npt.NDArray[np.int64]:
+    @property
+    def vessel_sums(self) -> npt.NDArray[np.int64]:
         """Known vessel voxels up to and with each row: int64[planes · rows + 1], beginning with 0."""
-        counts = np.empty(self.label.shape[:2], np.int64)
-        kernels.vessels_per_row(self.label, self.known, counts)
-        return np.concatenate([[0], np.cumsum(counts)])
+        raise NotImplementedError
+
+    def vessel_columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
+        """Where a row is known vessel."""
+        raise NotImplementedError
 
     def vessel(self, rng: np.random.Generator, first: int, last: int) -> tuple[int, int, int] | None:
         """A known vessel voxel of the planes first … last, all equally likely; None where there is none."""
-        sums, rows = self._vessels, self.label.shape[1]
+        sums, rows = self.vessel_sums, self.place.shape[1]
         begin, end = int(sums[first * rows]), int(sums[(last + 1) * rows])
         if begin == end:
             return None
         number = int(rng.integers(begin, end))
         line = int(np.searchsorted(sums, number, side="right")) - 1
         plane, row = divmod(line, rows)
+        return plane, row, int(self.vessel_columns(plane, row)[number - int(sums[line])])
+
+
+@dataclass(frozen=True)
+class Brick(PlacedBrick):
+    """Voxels [planes, rows, columns], seen along the brick's axis."""
+
+    image: Voxels
+    label: npt.NDArray[np.uint8]
+    known: npt.NDArray[np.uint8]
+    """As label, 0 or 1; or `EVERYWHERE`."""
+
+    @cached_property
+    def vessel_sums(self) -> npt.NDArray[np.int64]:
+        """See PlacedBrick."""
+        counts = np.empty(self.label.shape[:2], np.int64)
+        kernels.vessels_per_row(self.label, self.known, counts)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def vessel_columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
+        """See PlacedBrick."""
         marked = self.label[plane, row] >= 128
         if self.known.size:
             marked &= self.known[plane, row] > 0
-        return plane, row, int(np.flatnonzero(marked)[number - int(sums[line])])
+        return np.flatnonzero(marked)
 
     @property
     def nbytes(self) -> int:

@@ -1,5 +1,6 @@
 """A crop out of its brick: panel, pixels of the wanted size, intensities normalised, all of it into the arrays of a batch."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +63,8 @@ def cut(
     label is that of the nearest voxel, so that masks stay masks and soft labels hold no value that was not given.
     """
     image, target, known = out
-    depth = brick.image.shape[0]
-    centres = window.plane + np.array(shape.offsets) * window.scale
-    nearest = np.floor(centres + 0.5).astype(np.int64)
-    planes = np.clip(nearest, 0, depth - 1)
-    rows, columns = (
-        _Line.of(start, shape.crop, n, window.scale)
-        for start, n in zip((window.row, window.column), brick.image.shape[1:], strict=True)
-    )
+    centres, nearest, rows, columns = lines(brick.image.shape, window, shape)
+    planes = np.clip(nearest, 0, brick.image.shape[0] - 1)
     if window.scale == 1:
         kernels.window_image(brick.image, planes, rows.voxels, columns.voxels, columns.inside, scale, image)
     else:
@@ -81,47 +76,64 @@ def cut(
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """The pixels of a crop along one axis, and the voxels that they show."""
 
     start: float
+    """Of the first pixel, in voxels."""
     inside: int
     """So many pixels lie in the scan."""
     pixels: Indices
     """For each pixel the one inside that it shows: itself, or its mirror image."""
     voxels: Indices
     """For each pixel the voxel nearest to its centre."""
+    span: slice
+    """The voxels that the pixels inside are made of."""
 
     @classmethod
-    def of(cls, start: float, crop: int, length: int, scale: float) -> "_Line":
+    def of(cls, start: float, crop: int, length: int, scale: float) -> "Line":
+        """Pixels of this size from `start` on, in a brick of so many voxels."""
         inside = min(crop, max(int((length - start) / scale), 1))
         phase = np.arange(crop) % (2 * inside)
         pixels = np.where(phase < inside, phase, 2 * inside - 1 - phase)
-        voxels = np.floor(start + (pixels + 0.5) * scale).astype(np.int64)
-        return cls(start, inside, pixels, np.minimum(voxels, length - 1))
+        voxels = np.minimum(np.floor(start + (pixels + 0.5) * scale).astype(np.int64), length - 1)
+        reach = 0 if scale == 1 else math.ceil(max(scale, 1)) + 1
+        first, stop = math.floor(start) - reach, math.ceil(start + inside * scale) + reach
+        return cls(start, inside, pixels, voxels, slice(max(first, 0), min(stop, length)))
+
+
+def lines(
+    brick: tuple[int, ...], window: Window, shape: CropShape
+) -> tuple[npt.NDArray[np.float64], Indices, Line, Line]:
+    """For a brick of this shape: where the planes of a panel lie, the planes nearest to them, its rows and its columns."""
+    centres = window.plane + np.array(shape.offsets) * window.scale
+    rows, columns = (
+        Line.of(start, shape.crop, n, window.scale)
+        for start, n in zip((window.row, window.column), brick[1:], strict=True)
+    )
+    return centres, np.floor(centres + 0.5).astype(np.int64), rows, columns
 
 
 def _resampled(
-    voxels: npt.NDArray[Any], centres: npt.NDArray[np.float64], rows: _Line, columns: _Line, scale: float
+    voxels: npt.NDArray[Any], centres: npt.NDArray[np.float64], rows: Line, columns: Line, scale: float
 ) -> Planes:
     """The pixels of a panel inside the scan, float32[planes, rows, columns]."""
-    spans, weights = [], []
-    for line, length in zip((rows, columns), voxels.shape[1:], strict=True):
-        first = max(int(line.start - scale) - 1, 0)
-        stop = min(int(line.start + (line.inside + 1) * scale) + 2, length)
-        spans.append(slice(first, stop))
-        weights.append(AxisWeights.of(stop - first, line.inside, scale, line.start - first))
+    spans = (rows.span, columns.span)
+    weights = [
+        AxisWeights.of(span.stop - span.start, line.inside, scale, line.start - span.start)
+        for line, span in zip((rows, columns), spans, strict=True)
+    ]
     out = np.empty((len(centres), rows.inside, columns.inside), np.float32)
     for number, centre in enumerate(centres):
         across = AxisWeights.of(voxels.shape[0], 1, scale, float(centre) + 0.5 - scale / 2)
         plane = np.zeros([s.stop - s.start for s in spans], np.float32)
         for index, weight in across.of_output(0):
-            plane += weight * voxels[index][tuple(spans)]
+            plane += weight * voxels[index][spans]
         out[number] = resample_plane(plane, *weights)
     return out
 
 
-def _label(brick: Brick, planes: Indices, rows: _Line, columns: _Line, target: Planes, known: Planes) -> None:
+def _label(brick: Brick, planes: Indices, rows: Line, columns: Line, target: Planes, known: Planes) -> None:
     inside = (rows.inside, columns.inside)
     if np.array_equal(columns.voxels[: columns.inside], columns.voxels[0] + np.arange(columns.inside)):
         kernels.window_label(brick.label, brick.known, planes, rows.voxels, columns.voxels, inside, target, known)

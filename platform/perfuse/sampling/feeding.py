@@ -13,7 +13,7 @@ import numpy.typing as npt
 from perfuse.errors import PlanError, RecipeError
 from perfuse.recipes import Recipe
 from perfuse.sampling import cutting
-from perfuse.sampling.bricks import Brick, read_brick
+from perfuse.sampling.bricks import Brick, PlacedBrick, read_brick
 from perfuse.sampling.grid_order import GridOrder
 from perfuse.sampling.places import HELD_VOXELS, Place, Window
 from perfuse.sampling.random_order import GROUP_STEPS, RandomOrder
@@ -37,7 +37,7 @@ class Order(Protocol):
     def place(self, step: int, position: int) -> Place:
         """The brick of which the crop at a position of a step is cut."""
 
-    def window(self, step: int, position: int, brick: Brick) -> Window:
+    def window(self, step: int, position: int, brick: PlacedBrick) -> Window:
         """Where in its brick it lies."""
 
     def read(self, batches: int) -> Iterator[Place]:

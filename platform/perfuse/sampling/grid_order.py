@@ -17,7 +17,7 @@ from perfuse.sampling.sources import Opened, opened
 from perfuse.training.job import TrainingJob
 
 if TYPE_CHECKING:
-    from perfuse.sampling.bricks import Brick
+    from perfuse.sampling.bricks import PlacedBrick
 
 TILES = 2
 """Crops along each edge of a brick."""
@@ -81,7 +81,7 @@ class GridOrder:
         """The brick of which the crop at a position of a step is cut."""
         return self.crop(step * self.batch + position)[0]
 
-    def window(self, step: int, position: int, brick: "Brick") -> Window:  # noqa: ARG002 - a random order looks at it
+    def window(self, step: int, position: int, brick: "PlacedBrick") -> Window:  # noqa: ARG002 - a random order looks at it
         """Where in its brick the crop at a position of a step lies."""
         return self.crop(step * self.batch + position)[1]
 

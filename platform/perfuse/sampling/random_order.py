@@ -13,7 +13,7 @@ from perfuse.sampling.sources import opened
 from perfuse.training.job import TrainingJob
 
 if TYPE_CHECKING:
-    from perfuse.sampling.bricks import Brick
+    from perfuse.sampling.bricks import PlacedBrick
 
 GROUP_STEPS = 32
 """Steps for which bricks are kept."""
@@ -58,7 +58,7 @@ class RandomOrder:
             return Place(number, axis, _about(point, axis, self.sizes), foreground, (w, x, y, z))
         return Place(number, axis, around(point, axis, self.sizes.brick, source.extent), foreground)
 
-    def window(self, step: int, position: int, brick: "Brick") -> Window:
+    def window(self, step: int, position: int, brick: "PlacedBrick") -> Window:
         """Where in its brick the crop at a position of a step lies."""
         rng = np.random.default_rng([self.recipe.seed, 2, step, position])
         low, high = np.log(self.recipe.sampling.scale)

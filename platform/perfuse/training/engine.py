@@ -79,6 +79,11 @@ def _steps(batches: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
         yield step
 
 
+def _placed(crops: Any, device: str) -> torch.Tensor:
+    """An array, which may be read-only, or a tensor, on the device."""
+    return (crops if isinstance(crops, torch.Tensor) else torch.from_numpy(np.array(crops))).to(device)
+
+
 class _Step:
     """One step of the optimiser over the batches that belong to it."""
 
@@ -111,9 +116,7 @@ class _Step:
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Add the gradients of one batch, and return its losses."""
-        image, target, known = (
-            torch.from_numpy(np.array(batch[k])).to(self.device) for k in ("image", "target", "known")
-        )
+        image, target, known = (_placed(batch[name], self.device) for name in ("image", "target", "known"))
         recipe = self.recipe
         image, target, known = augment(
             image,

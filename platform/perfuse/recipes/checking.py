@@ -1,6 +1,7 @@
-"""Whether a recipe's network can be built and takes what it will be shown, without memory for its weights."""
+"""Whether a recipe can work: its network, built without memory for weights, and its crops in the scans they are cut from."""
 
 from perfuse.errors import RecipeError
+from perfuse.geometry import Index3, move_axis
 from perfuse.recipes.schema import Recipe
 
 
@@ -30,3 +31,16 @@ def weights(recipe: Recipe) -> int:
             f"{recipe.tile} × {recipe.tile} pixels."
         )
     return sum(p.numel() for p in network.parameters())
+
+
+def check_planes(recipe: Recipe, scan: str, shape_zyx: Index3) -> None:
+    """Raise RecipeError when planes of a scan along one of the axes are so narrow that crops would be mostly mirror images."""
+    for axis in recipe.axes:
+        _, rows, columns = move_axis(shape_zyx, "zyx".index(axis))
+        if 2 * min(rows, columns) < recipe.crop:
+            rest = ",".join(a for a in recipe.axes if a != axis)
+            raise RecipeError(
+                f"Planes of {scan} along axis {axis} have {rows} × {columns} pixels: less than half of a crop of "
+                f"{recipe.crop}. Leave the axis out{f' (--set axes={rest})' if rest else ''}, or choose smaller crops by "
+                "--set crop=…"
+            )

@@ -6,13 +6,15 @@ Rank 0 reports through a queue to the driver, which alone speaks to MLflow and t
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from perfuse import sampling, storage
 from perfuse.errors import PerfuseError
-from perfuse.training import TrainingJob
+from perfuse.training import TrainingJob, is_finished
+from perfuse.training.termination import on_sigterm
 from perfuse_jobs.session import WORKER_CPUS, connect, quieten, refusal_in
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 RESTARTS = 3
 """How often the workers are started again after one has died, before the training fails."""
 
+STOP, STOPPED = "stop", "stopped"
+"""What the driver orders after SIGTERM, and what rank 0 answers when the checkpoint is written."""
+
 CUTTERS, CUTTER_CPUS = 2, 0.5
 MOST_BLOCKS = 1024
 
@@ -31,6 +36,7 @@ MOST_BLOCKS = 1024
 def train_on_ray(job: TrainingJob, report: "Report", *, workers: int) -> None:
     """Run a job to its end on `workers` ranks; `report` is called in this process, with what rank 0 reports.
 
+    SIGTERM to this process ends it as Ctrl-C would, by KeyboardInterrupt, but after a whole step and with a checkpoint of it.
     Raises RecipeError when the batch cannot be divided among the workers, and what a worker raised when restarting
     did not help.
     """
@@ -38,35 +44,45 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: int) -> None:
     connect(workers)
     from ray.util.queue import Empty, Queue
 
-    reports = Queue(actor_options={"num_cpus": 0})
+    reports, orders = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     try:
-        _follow(_fit_in_thread(_trainer(job, reports, workers)), reports, report, Empty)
+        with on_sigterm() as stop:
+            fitted = _fit_in_thread(_trainer(job, reports, orders, workers))
+            for told in _told(fitted, reports, Empty):
+                if stop.is_set() and orders.empty():
+                    orders.put(STOP)
+                if told == STOPPED:
+                    raise KeyboardInterrupt
+                if told is not None:
+                    report(*told)
     finally:
         reports.shutdown(force=True)
+        orders.shutdown(force=True)
 
 
-def _follow(fitted: "Future[None]", reports: Any, report: "Report", empty: type[Exception]) -> None:
+def _told(fitted: "Future[None]", reports: Any, empty: type[Exception]) -> Iterator[Any]:
+    """What rank 0 says, in order, and None while it says nothing; at the end, what the workers raised is raised."""
     refusal: PerfuseError | None = None
     while not (fitted.done() and reports.empty()):
         try:
             told = reports.get(timeout=0.5)
         except empty:
-            continue
+            told = None
         if isinstance(told, PerfuseError):
             refusal = told
         else:
-            report(*told)
+            yield told
     if error := fitted.exception():
         raise refusal or error
 
 
-def _trainer(job: TrainingJob, reports: Any, workers: int) -> "TorchTrainer":
+def _trainer(job: TrainingJob, reports: Any, orders: Any, workers: int) -> "TorchTrainer":
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     return TorchTrainer(
         run_rank,
-        train_loop_config={"job": job.model_dump_json(), "reports": reports},
+        train_loop_config={"job": job.model_dump_json(), "reports": reports, "orders": orders},
         scaling_config=_scaling(workers),
         run_config=_run_config(job),
     )
@@ -132,12 +148,32 @@ def run_rank(config: dict[str, Any]) -> None:
         if rank == 0:
             config["reports"].put((step, metrics, pictures))
 
+    wish = threading.Event()
+    if rank == 0:
+        threading.Thread(target=_await, args=(config["orders"], wish), daemon=True).start()
     try:
-        train(job, lambda first: batches(job, rank, world, first), rank=rank, report=report, wrap=prepare_model)
+        train(
+            job,
+            lambda first: batches(job, rank, world, first),
+            rank=rank,
+            world=world,
+            report=report,
+            stop=wish.is_set,
+            wrap=prepare_model,
+        )
+        if wish.is_set() and not is_finished(job):
+            config["reports"].put(STOPPED)
     except Exception as error:
         if refusal := refusal_in(error):
             config["reports"].put(refusal)
         raise
+
+
+def _await(orders: Any, wish: threading.Event) -> None:
+    """Set the wish when the driver has given its order, which stays in the queue for those who start anew."""
+    while orders.empty():
+        time.sleep(0.5)
+    wish.set()
 
 
 def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Bundle:
     def forward_digest(self) -> str:
         """Identity of what the network answers: weights and `forward`, not the decision."""
         return digest_json(
-            {"weights": self._weights_digest(), "forward": self.contract.forward.model_dump(mode="json")}
+            {"weights": weights_digest(self.weights), "forward": self.contract.forward.model_dump(mode="json")}
         )
 
     def digest(self) -> str:
@@ -46,14 +46,6 @@ class Bundle:
         return digest_json(
             {"forward": self.forward_digest(), "decision": self.contract.decision.model_dump(mode="json")}
         )
-
-    def _weights_digest(self) -> str:
-        total = hashlib.sha256()
-        for name in sorted(self.weights):
-            tensor = self.weights[name].contiguous()
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            total.update(tensor.numpy().tobytes())
-        return total.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the three files of the bundle into a folder."""
@@ -78,3 +70,13 @@ class Bundle:
             json.loads((folder / LINEAGE).read_text()),
             uri,
         )
+
+
+def weights_digest(weights: "dict[str, torch.Tensor]") -> str:
+    """Digest of tensors on the CPU, with their names, dtypes and shapes."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()

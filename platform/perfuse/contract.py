@@ -58,6 +58,10 @@ class Network(Frozen):
     """Pretrained weights to start training from; never loaded for inference."""
     module: str | None = None
     """package.module:Class of a network of one's own, called with in_channels and classes, in place of architecture and encoder."""
+    source_digest: str | None = None
+    """Of the file of `module`; written when a training is planned. A network of another source is refused from then on."""
+    encoder_size: int | None = Field(None, ge=32, multiple_of=32)
+    """Pixels that an encoder with windows of fixed size is made for, as timm's img_size; None: what its name says."""
     planes: int = Field(1, ge=1, le=16)
     """Planes of a panel, as channels."""
     plane_stride: int = Field(1, ge=1, le=8)
@@ -80,6 +84,16 @@ class Network(Frozen):
         if self.mosaic and (math.isqrt(self.planes) ** 2 != self.planes or self.outputs != "all"):
             raise ValueError(f"a mosaic needs 1, 4, 9 or 16 planes and outputs=all; got {self.planes}, {self.outputs}")
         return self
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Planes of a panel, counted in planes of the scan from its middle one (of an even number: the later)."""
+        return tuple((k - self.planes // 2) * self.plane_stride for k in range(self.planes))
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Those of `shown` that are segmented, in the order of the logits."""
+        return self.shown if self.outputs == "all" else (0,)
 
 
 class Forward(Frozen):

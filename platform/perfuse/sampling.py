@@ -37,13 +37,14 @@ Crops = dict[str, npt.NDArray[Any]]
 def rows(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[Row]:
     """Descriptors of what a rank feeds itself with, one per group of steps, from `first_step` to the end.
 
-    Raises RecipeError when the batch cannot be divided by the number of workers.
+    A step here is one batch; with `accumulate`, several are a step of the optimiser. Raises RecipeError when the batch
+    cannot be divided by the number of workers.
     """
     if job.recipe.batch % world:
         raise RecipeError(f"batch = {job.recipe.batch} cannot be divided among {world} workers. Choose a multiple.")
     step = first_step
-    while step < job.recipe.steps:
-        stop = min((step // GROUP_STEPS + 1) * GROUP_STEPS, job.recipe.steps)
+    while step < job.recipe.batches:
+        stop = min((step // GROUP_STEPS + 1) * GROUP_STEPS, job.recipe.batches)
         yield {"first_step": step, "stop_step": stop, "rank": rank, "world": world}
         step = stop
 

@@ -25,3 +25,9 @@ def tracking_uri() -> str:
 def scratch_folder() -> Path:
     """Where decoded slices lie that do not fit in memory: PERFUSE_SCRATCH, else the system's folder for temporary files."""
     return Path(os.environ.get("PERFUSE_SCRATCH") or tempfile.gettempdir())
+
+
+def encoder_weights_url() -> str | None:
+    """A folder or URL of pretrained encoders, ENCODER.safetensors each: PERFUSE_ENCODER_WEIGHTS; None: as published."""
+    folder = os.environ.get("PERFUSE_ENCODER_WEIGHTS")
+    return storage.normal(folder) if folder else None

@@ -1,21 +1,75 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from perfuse.contract import Network
 from perfuse.errors import RecipeError, ServerError
-from perfuse.models import build, resolve_precision
+from perfuse.models import build, check_size, resolve_precision, with_source
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = Network(encoder="resnet18", encoder_weights="imagenet", decoder_channels=(16, 16, 8, 8, 8))
+OWN = """
+import torch
+
+class Pixelwise(torch.nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(in_channels, classes, 1)
+
+    def forward(self, x):
+        return self.mix(x)
+
+class Coarse(Pixelwise):
+    def forward(self, x):
+        return self.mix(x)[..., ::2, ::2]
+"""
+
+
+def changed(**fields) -> Network:
+    return Network.model_validate(SMALL.model_dump() | fields)
 
 
 @pytest.mark.parametrize("planes", [1, 3])
 @pytest.mark.parametrize("architecture", ["unet", "unetplusplus"])
 def test_a_network_answers_one_logit_a_pixel(architecture: str, planes: int) -> None:
-    network = build(SMALL.model_copy(update={"architecture": architecture, "planes": planes})).eval()
+    network = build(changed(architecture=architecture, planes=planes)).eval()
     with torch.inference_mode():
         logits = network(torch.randn(2, planes, 64, 96))
     assert logits.shape == (2, 1, 64, 96)
     assert logits.min() < 0, "logits, not probabilities"
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "tu-maxvit_tiny_tf_512",
+        "tu-tf_efficientnetv2_b0",
+        "se_resnext50_32x4d",
+        "dpn68",
+        "tu-resnest14d",
+        "tu-regnety_002",
+        "mit_b0",
+        "vgg11",
+        "tu-convnext_atto",
+    ],
+)
+def test_the_smallest_of_each_family_learns_from_three_planes(encoder: str) -> None:
+    size = 64 if "maxvit" in encoder else None
+    network = build(changed(encoder=encoder, planes=3, outputs="all", encoder_size=size)).train()
+    logits = network(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 3, 64, 64)
+    logits.square().mean().backward()
+    gradients = [p.grad for p in network.encoder.parameters() if p.grad is not None]
+    assert all(bool(g.isfinite().all()) for g in gradients)
+    assert gradients[0].any(), "what sees the planes first learns"
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "linknet", "pan", "deeplabv3plus", "manet", "upernet", "segformer"])
+def test_other_architectures_answer_too(architecture: str) -> None:
+    network = build(changed(architecture=architecture, decoder_channels=None, planes=5)).eval()
+    with torch.inference_mode():
+        assert network(torch.randn(1, 5, 128, 128)).shape == (1, 1, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -24,23 +78,80 @@ def test_a_network_answers_one_logit_a_pixel(architecture: str, planes: int) -> 
         ({"encoder": "resnet81"}, "resnet18"),
         ({"encoder": "tu-resnet81"}, "tu-resnet18"),
         ({"architecture": "unett"}, "unet, "),
-        ({"decoder_channels": (8, 8, 8, 8, 8, 8)}, "cannot be built"),
         ({"architecture": "fpn"}, "decoder_channels"),
+        ({"encoder_size": 64}, "cannot be built: encoder_size is for"),
+        ({"encoder": "tu-resnet18", "encoder_size": 64}, "cannot be built.*img_size"),
     ],
 )
 def test_a_network_that_does_not_exist_is_refused(change, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        build(SMALL.model_copy(update=change))
+        build(changed(**change))
 
 
-def test_offline_pretrained_weights_are_refused_with_a_way_out(monkeypatch, tmp_path) -> None:
+def test_an_encoder_of_fixed_windows_says_what_it_can_see() -> None:
+    maxvit = changed(encoder="tu-maxvit_tiny_tf_512")
+    with pytest.raises(RecipeError, match=r"of 384 pixels .*It can see: 512, 1024\. .*encoder_size"):
+        check_size(maxvit, (512, 384))
+    check_size(maxvit.model_copy(update={"encoder_size": 384}), (384,))
+    check_size(changed(planes=4, outputs="all", mosaic=True), (32, 256))
+
+
+def test_a_network_of_ones_own_is_pinned_by_its_source(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "ours_of_test_models.py"
+    file.write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = with_source(changed(module="ours_of_test_models:Pixelwise", planes=4, outputs="all"))
+    made = build(network)
+    x = torch.randn(1, 4, 6, 6)
+    torch.testing.assert_close(made(x), made.network.mix(x), rtol=0, atol=0)
+    assert list(made.state_dict()) == ["mix.weight", "mix.bias"]
+    with pytest.raises(RecipeError, match="must answer in the shape"):
+        build(changed(module="ours_of_test_models:Coarse", planes=1))(x[:, :1])
+    file.write_text(OWN + "\n# changed\n")
+    with pytest.raises(RecipeError, match="The source of ours_of_test_models:Pixelwise is not that"):
+        build(network)
+
+
+@pytest.mark.parametrize("module", ["nowhere_at_all:Net", "nowhere.at.all:Net", "os", "perfuse.errors:Nothing"])
+def test_a_module_that_is_not_there_is_refused(module: str) -> None:
+    with pytest.raises(RecipeError, match=r"PYTHONPATH|Nothing"):
+        build(changed(module=module))
+
+
+def test_offline_pretrained_weights_are_refused_with_the_command_that_brings_them(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("PERFUSE_ENCODER_WEIGHTS", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ServerError, match=r"--set network[.]encoder_weights=none"):
+    with pytest.raises(
+        ServerError, match=r"hf download smp-hub/resnet18\.imagenet .*--revision \w+.*encoder_weights=none"
+    ):
         build(SMALL, pretrained=True)
+    with pytest.raises(ServerError, match=r"hf download timm/resnet18\.\w+ model\.safetensors"):
+        build(changed(encoder="tu-resnet18"), pretrained=True)
+    with pytest.raises(RecipeError, match="imagnet.*Available options are.*imagenet"):
+        build(changed(encoder_weights="imagnet"), pretrained=True)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_pretrained_weights_come_from_a_folder_of_ones_own(encoder: str, monkeypatch, tmp_path) -> None:
+    """Published for three colours, they become those of one plane by the sum over the colours."""
+    published = build(changed(encoder=encoder, planes=3)).encoder.state_dict()
+    first = "conv1.weight" if encoder == "resnet18" else "model.conv1.weight"
+    save_file(
+        {k.removeprefix("model."): v.contiguous() for k, v in published.items()}, tmp_path / f"{encoder}.safetensors"
+    )
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", str(tmp_path))
+    found = build(changed(encoder=encoder), pretrained=True).encoder.state_dict()
+    torch.testing.assert_close(found.pop(first), published.pop(first).sum(1, keepdim=True))
+    for name, value in published.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    with pytest.raises(RecipeError, match=r"holds no .*resnet34\.safetensors.*hf download"):
+        build(changed(encoder="resnet34"), pretrained=True)
 
 
 def test_precision_is_chosen_only_when_nobody_did() -> None:
     assert resolve_precision("fp32", "cpu") == "fp32"
     assert resolve_precision("bf16", "cpu") == "bf16"
     assert resolve_precision("auto", "cpu") in {"fp32", "bf16"}
+    with pytest.raises(RecipeError, match="needs a GPU"):
+        resolve_precision("fp16", "cpu")

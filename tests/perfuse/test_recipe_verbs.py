@@ -59,7 +59,7 @@ def test_check_counts_weights_without_loading_any(capsys: pytest.CaptureFixture[
     [
         (["network.encoder=resnet81"], "resnet18"),
         (["network.architecture=unett"], "unet"),
-        (["network.encoder=tu-maxvit_tiny_tf_512", "network.decoder_channels=none", "crop=160"], "crop"),
+        (["network.encoder=tu-maxvit_tiny_tf_512", "network.decoder_channels=none", "crop=160"], "can see: 512"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_with_what_could(settings: list[str], said: str) -> None:

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from perfuse.geometry import Box
 from perfuse.models import build
 from perfuse.recipes import load_recipe
 from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job
+from perfuse.training.checkpoints import latest_step
 from perfuse.training.engine import train
 from perfuse.training.local import train_local
 from perfuse.training.validation import VOXELS, middle
@@ -38,13 +38,7 @@ TINY = [
 SHAPE = (32, 48, 40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +138,20 @@ def test_after_kill_9_the_same_job_goes_on_to_the_same_network(folder, tmp_path)
     killed_weights, whole_weights = finished_bundle(job).weights, finished_bundle(whole).weights
     for name, value in whole_weights.items():
         torch.testing.assert_close(killed_weights[name], value, rtol=0, atol=0)
+
+
+def test_sigterm_ends_a_step_with_a_checkpoint_and_the_same_command_goes_on(folder, tmp_path) -> None:
+    job = _job(folder, tmp_path, "checkpoint_every=100", "validate_every=100")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train_local(job, lambda step, metrics, pictures: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert latest_step(job.folder) == 2, "the wish came in the first step's report, and was heard after the next"
+    train_local(job, Reports())
+    whole = _job(folder, tmp_path, "checkpoint_every=101", "validate_every=100")
+    train_local(whole, Reports())
+    for name, value in finished_bundle(whole).weights.items():
+        torch.testing.assert_close(finished_bundle(job).weights[name], value, rtol=0, atol=0)
 
 
 def test_the_checkpoint_of_a_dead_write_is_never_the_latest(undisturbed, folder, tmp_path) -> None:

@@ -92,6 +92,18 @@ def test_a_worker_that_is_killed_is_started_again_at_the_checkpoint(job: Trainin
     assert 8 in steps
 
 
+@pytest.mark.usefixtures("in_process_ray")
+def test_sigterm_to_the_driver_is_a_checkpoint_and_an_end_as_by_ctrl_c(job: TrainingJob) -> None:
+    job = job.model_copy(
+        update={
+            "recipe": job.recipe.model_copy(update={"steps": 4000, "validate_every": 4000, "checkpoint_every": 4000})
+        }
+    )
+    with pytest.raises(KeyboardInterrupt):
+        distributed.train_on_ray(job, lambda *_: os.kill(os.getpid(), signal.SIGTERM), workers=1)
+    assert 0 < latest_step(job.folder) < 4000
+
+
 def train_workers() -> list[int]:
     children = psutil.Process().children(recursive=True)
     return [p.pid for p in children if "RayTrainWorker" in " ".join(p.cmdline())]

@@ -1,5 +1,6 @@
-"""The verbs `promote`, `rollback` and `history`."""
+"""The verbs `promote`, `rollback`, `history` and `model import`."""
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,14 @@ def register(app: typer.Typer) -> None:
     app.command()(promote)
     app.command()(rollback)
     app.command()(history)
+    model = typer.Typer(help="Bring models from elsewhere.", no_args_is_help=True)
+    model.callback()(_models)
+    model.command("import")(import_model)
+    app.add_typer(model, name="model")
+
+
+def _models() -> None:
+    """Bring models from elsewhere."""
 
 
 def promote(
@@ -75,3 +84,36 @@ def history(model: Model, as_json: Json = False) -> None:
         results.print(f"The chain is broken at entry {found['broken_at']}: an entry was changed, added or removed.")
     if found["moved_behind_ledger"]:
         results.print(f"The alias was moved behind the ledger's back: the ledger says {found['ledger_champion']}.")
+
+
+def import_model(
+    weights: Annotated[str, typer.Argument(help="A state dict: .pt, .pth or .safetensors, a path or a URL.")],
+    recipe: Annotated[str, typer.Option(help="The recipe, built in or YAML, that says what network it is of.")],
+    name: Annotated[str, typer.Option(help="Name in the registry.")],
+    voxel_size_um: Annotated[
+        tuple[float, float], typer.Option(help="The finest and the coarsest pixel that it may be used on, in µm.")
+    ],
+    threshold: Annotated[float, typer.Option(min=1 / 255, max=1, help="Vessel is what is at least so probable.")] = 0.5,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
+    as_json: Json = False,
+) -> str:
+    """Register a published checkpoint as challenger. Its file is read as plain weights; no code of it is run.
+
+    Example: perfuse model import unet.pth --recipe sennet_5th --name vessels --voxel-size-um 45 65 --threshold 0.2
+    """
+    from perfuse import registry
+    from perfuse.console import print_json, results
+    from perfuse.importing import import_weights
+    from perfuse.recipes import load_recipe
+    from perfuse.tracking import Run
+
+    loaded = load_recipe(recipe, settings or [])
+    bundle = import_weights(weights, loaded, voxel_size_um, math.ceil(255 * threshold))
+    run = Run.start(name, {"perfuse.recipe": loaded.name, "perfuse.imported": bundle.lineage["imported"]})
+    uri = registry.register(bundle, name, run.id)
+    run.finish()
+    if as_json:
+        print_json({"model": uri})
+    else:
+        results.print(uri)
+    return uri

@@ -26,7 +26,7 @@ def window(kind: Literal["mean", "hann"], tile: int) -> npt.NDArray[np.int32]:
 
 def divide(total: npt.NDArray[Any], weight: npt.NDArray[Any] | int) -> npt.NDArray[Any]:
     """Integer mean, rounded half up: the same whatever order the total was added in."""
-    return np.asarray((2 * total + weight) // (2 * weight))
+    return np.asarray((total + weight // 2) // weight)
 
 
 @cache

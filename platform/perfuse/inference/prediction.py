@@ -68,7 +68,9 @@ def _tiles(length: int, forward: Forward) -> int:
 
 def _slab_bytes(width: int, height: int, forward: Forward) -> int:
     columns = max(width, forward.tile) + forward.tile
-    reading = (SLAB + PLANES + forward.network.planes) * forward.tile * columns * (2 + 4 + 4)
+    network = forward.network
+    reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
+    reading = (SLAB + 2 * PLANES + reach) * forward.tile * columns * (2 + 4 + 4)
     adding = 2 * SLAB * forward.tile * columns * 4
     return reading + adding + SLAB * (min(BAND, height) + forward.tile) * width * 2
 

@@ -5,18 +5,22 @@
                          ├────────┤ tile row r + 1 all rows above are final and leave the band
                          └────────┘
 
-Batches are `PLANES` consecutive planes of one tile, beginning at absolute multiples of `PLANES`; the last is padded. So a batch
-holds the same pixels however the slabs are cut, and a plane's logits the same bits.
+A panel stands at the plane in its middle. Batches are the panels at `PLANES` consecutive planes of one tile, beginning at
+absolute multiples of `PLANES`; beyond the scan its last plane is repeated. So a batch holds the same pixels however the
+slabs are cut, and a plane's logits the same bits.
+
+A network that segments all planes of its panels sees each plane in as many panels; those that stand outside a slab, but show
+planes of it, are computed too, and the integer mean is over all of them.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.contract import Forward
+from perfuse.contract import Forward, Network
 from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
 from perfuse.inference.logits import LIMIT, ONE, Logits, divide, window
 from perfuse.models import Precision
@@ -48,12 +52,12 @@ class Engine:
         return cls(placed, forward, device, precision)
 
     def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-        """Fixed-point logits [n, h, w] of float32 images [n, planes, h, w]."""
+        """Fixed-point logits [n, targets, h, w] of float32 images [n, planes, h, w]."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-            answer = self.network(batch)[:, 0].float().clamp(-LIMIT, LIMIT)
+            answer = self.network(batch).float().clamp(-LIMIT, LIMIT)
             return np.asarray((answer * ONE).round().to(torch.int32).cpu().numpy())
 
 
@@ -100,28 +104,38 @@ def _add_row_of_tiles(
 ) -> None:
     tile = engine.forward.tile
     _, _, width = move_axis(shape_zyx, axis)
+    network = engine.forward.network
     pixels = window(engine.forward.window, tile)
-    band = _read_band(read, shape_zyx, axis, planes, (top, top + tile), engine.forward.network.planes // 2)
+    places = _places(network, planes)
+    first = places.start + network.shown[0]
+    band = _read_band(read, shape_zyx, axis, (first, places.stop + network.shown[-1]), (top, top + tile))
     for left in tile_starts(width, tile, engine.forward.stride):
         part = _pad_to(band[:, :, left : left + tile], tile)
-        weight[:, left : left + tile] += pixels
-        for first in range(0, planes[1] - planes[0], PLANES):
-            answer = engine.logits(_panels(part, first, engine.forward.network.planes))
-            n = min(PLANES, total.shape[0] - first)
-            total[first : first + n, :, left : left + tile] += answer[:n] * pixels
+        weight[:, left : left + tile] += len(network.targets) * pixels
+        for place in places[::PLANES]:
+            answer = engine.logits(_panels(part, [place - first + n for n in network.shown]))
+            for offset, logits in zip(network.targets, np.moveaxis(answer, 1, 0), strict=True):
+                at = place + offset - planes[0]
+                low, high = max(at, 0), min(at + PLANES, total.shape[0])
+                if low < high:
+                    total[low:high, :, left : left + tile] += logits[low - at : high - at] * pixels
+
+
+def _places(network: Network, planes: tuple[int, int]) -> range:
+    """Where the panels stand that show planes of a slab: whole batches, which may begin before the scan."""
+    first, last = planes[0] - network.targets[-1], planes[1] - network.targets[0]
+    return range(first // PLANES * PLANES, -(-last // PLANES) * PLANES)
 
 
 def _read_band(
-    read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int], halo: int
+    read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
-    """Planes with their panel halo and up to a whole batch at the end, edges replicated; rows inside the volume."""
+    """Planes, beyond the volume its first and last repeated; rows inside the volume."""
     depth, height, width = move_axis(shape_zyx, axis)
-    stop = planes[0] + -(-(planes[1] - planes[0]) // PLANES) * PLANES
-    wanted = (planes[0] - halo, stop + halo)
-    inside = (max(wanted[0], 0), min(wanted[1], depth))
+    inside = (max(planes[0], 0), min(planes[1], depth))
     box = along_axis(axis, inside, (rows[0], min(rows[1], height)), (0, width))
     voxels = np.moveaxis(read(box), axis, 0)
-    return np.pad(voxels, [(inside[0] - wanted[0], wanted[1] - inside[1]), (0, 0), (0, 0)], mode="edge")
+    return np.pad(voxels, [(inside[0] - planes[0], planes[1] - inside[1]), (0, 0), (0, 0)], mode="edge")
 
 
 def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]:
@@ -129,6 +143,5 @@ def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]
     return np.pad(part, missing, mode="symmetric") if any(after for _, after in missing) else part
 
 
-def _panels(part: npt.NDArray[np.float32], first: int, planes: int) -> npt.NDArray[np.float32]:
-    panels: list[Any] = [part[first + k : first + k + planes] for k in range(PLANES)]
-    return np.ascontiguousarray(np.stack(panels))
+def _panels(part: npt.NDArray[np.float32], shown: list[int]) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(np.stack([part[n : n + PLANES] for n in shown], axis=1))

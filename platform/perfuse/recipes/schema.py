@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from perfuse.contract import Axis, Frozen, Network, Normalisation
 
+Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
 """Probability with which a crop is varied so."""
 Positive = Field(gt=0)
@@ -163,7 +164,7 @@ class Recipe(Frozen):
     compiled: bool = False
     gradient_checkpointing: bool = False
     """Holds fewer activations, and computes them again: slower, for larger networks."""
-    criterion: Literal["best_surface_dice", "mean_surface_dice", "best_dice"] = "best_surface_dice"
+    criterion: Criterion = "best_surface_dice"
     """What the kept checkpoint is best in, on the validation scans: at its best threshold, or the mean over 39 thresholds
     (0.025 … 0.975), which asks for robustness."""
     init_from: str | None = None
@@ -171,6 +172,11 @@ class Recipe(Frozen):
     seed: int = Field(0, ge=0)
     tile: int = Field(256, ge=32, multiple_of=32)
     overlap: float = Field(0.25, ge=0, le=0.75)
+
+    @property
+    def batches(self) -> int:
+        """Of the whole training: `accumulate` for each step."""
+        return self.steps * self.accumulate
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":

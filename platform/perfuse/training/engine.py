@@ -1,130 +1,135 @@
 """The loop: batches in, checkpoints and metrics out. The same for one process and for each rank of many."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from perfuse.losses import combined
-from perfuse.models import best_device, build, resolve_precision
+from perfuse.models import Precision, best_device, check_size, resolve_precision
 from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
-from perfuse.training.optimisation import learning_rate, optimiser
+from perfuse.training.optimisation import learning_rate
 from perfuse.training.pace import Pace
+from perfuse.training.state import State, encoder_of
 from perfuse.training.validation import validate
 
 Report = Callable[[int, dict[str, float], dict[str, bytes]], None]
 """Called with the steps taken so far, metrics, and PNG pictures by name."""
+Batch = dict[str, Any]
 
 REPORT_EVERY = 10
 """Steps; the first of a run is reported too."""
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(
     job: TrainingJob,
-    batches: Callable[[int], Iterable[dict[str, Any]]],
+    batches: Callable[[int], Iterable[Batch]],
     *,
     rank: int = 0,
+    world: int = 1,
     report: Report,
+    stop: Callable[[], bool] = lambda: False,
     wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network,
 ) -> None:
-    """Train until the recipe's last step, going on from the latest checkpoint.
+    """Train until the recipe's last step, going on from the latest checkpoint; or until `stop` says so, with a checkpoint.
 
-    batches: given the first step, this rank's share of each step from there on, as `sampling.cut` makes it.
-    report: called on every rank, at the same steps. wrap: how the network joins the other ranks (DDP).
-    Only rank 0 writes checkpoints, validates and reports validation scores.
+    batches: given the number of the first, this rank's share of each batch from there on, as `sampling.cut` makes it;
+    `accumulate` of them are a step. report: called on every rank, at the same steps. stop: asked after every step.
+    wrap: how the network joins the other ranks (DDP). Only rank 0 writes checkpoints, validates and reports validation
+    scores. Raises RecipeError for what the network, its encoder or this machine cannot do.
     """
-    device = best_device()
-    state = _State(job.recipe, checkpoints.load(job.folder), device)
+    recipe, device = job.recipe, best_device()
+    precision = resolve_precision(recipe.precision, device)
+    check_size(recipe.network, (recipe.crop, recipe.tile))
+    state = State(job, checkpoints.load(job.folder), device, precision)
     network = wrap(state.network)
+    learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]
     first = state.step + 1
-    pace = Pace(job.recipe.batch * job.recipe.accumulate)
-    for batch in pace.batches(batches(state.step)):
-        losses = _step(network, state, batch, job.recipe, device)
+    pace = Pace(recipe.batch * recipe.accumulate)
+    for step in _steps(pace.batches(batches(state.step * recipe.accumulate)), recipe.accumulate):
+        losses = learn(step)
         pace.step()
-        due = state.step % job.recipe.validate_every == 0 or state.step == job.recipe.steps
+        due = state.step % recipe.validate_every == 0 or state.step == recipe.steps
+        stopping = stop()
         pictures: dict[str, bytes] = {}
         if due and rank == 0:
             scores, pictures = validate(job, state.averaged)
-            state.keep_best(scores["val_surface_dice"])
+            state.keep_best(scores["val_score"])
             losses |= scores
-        if rank == 0 and (due or state.step % job.recipe.checkpoint_every == 0):
+        if rank == 0 and (due or stopping or state.step % recipe.checkpoint_every == 0):
             checkpoints.save(job.folder, state.as_dict())
         if due or state.step == first or state.step % REPORT_EVERY == 0:
             report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, pictures)
+        if stopping:
+            return
 
 
-class _State:
-    """What a checkpoint holds: network, averaged network, optimiser, step, and the best averaged weights so far."""
-
-    def __init__(self, recipe: Recipe, saved: dict[str, Any] | None, device: str) -> None:
-        torch.manual_seed(recipe.seed)
-        self.network = build(recipe.network, pretrained=saved is None)
-        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged = build(recipe.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged.load_state_dict(self.network.state_dict())
-        self.optimiser = optimiser(recipe, self.network.parameters())
-        self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, self._cpu(self.averaged)
-        if saved is not None:
-            self.network.load_state_dict(saved["network"])
-            self.averaged.load_state_dict(saved["averaged"])
-            self.optimiser.load_state_dict(saved["optimiser"])
-            self.step, self.best_step = saved["step"], saved["best_step"]
-            self.best_score, self.best = saved["best_score"], saved["best"]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "network": self._cpu(self.network),
-            "averaged": self._cpu(self.averaged),
-            "optimiser": self.optimiser.state_dict(),
-            "best_step": self.best_step,
-            "best_score": self.best_score,
-            "best": self.best,
-        }
-
-    @staticmethod
-    def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in network.state_dict().items()}
-
-    def keep_best(self, score: float) -> None:
-        if not score < self.best_score:
-            self.best_score, self.best_step, self.best = score, self.step, self._cpu(self.averaged)
-
-    @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """Exponential moving average of weights; buffers are taken as they are. Short memory in the first steps."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
-        own, other = self.averaged.state_dict(), self.network.state_dict()
-        for name, value in own.items():
-            if value.dtype.is_floating_point:
-                value.lerp_(other[name], 1 - decay)
-            else:
-                value.copy_(other[name])
+def _steps(batches: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
+    source = iter(batches)
+    while step := list(islice(source, accumulate)):
+        yield step
 
 
-def _step(
-    network: torch.nn.Module, state: _State, batch: dict[str, Any], recipe: Recipe, device: str
-) -> dict[str, float]:
-    image, target, known = (torch.from_numpy(np.array(batch[k])).to(device) for k in ("image", "target", "known"))
-    rate = learning_rate(recipe, state.step)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    network.train()
-    bf16 = resolve_precision("auto", device) == "bf16"
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        logits = network(image.contiguous(memory_format=torch.channels_last))
-    logits = logits.float()
-    loss, parts = combined(recipe.losses, logits, target, known)
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if recipe.clip_value is not None:
-        torch.nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
-    if recipe.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-    state.optimiser.step()
-    state.step += 1
-    state.average(recipe.ema_decay)
-    return {"loss": loss.item(), "learning_rate": rate} | {f"{kind}_loss": part.item() for kind, part in parts.items()}
+class _Step:
+    """One step of the optimiser over the batches that belong to it."""
+
+    def __init__(
+        self, state: State, network: torch.nn.Module, recipe: Recipe, device: str, precision: Precision, world: int
+    ) -> None:
+        self.state, self.network, self.recipe = state, network, recipe
+        self.device, self.precision = device, precision
+        self.whole = recipe.batch * recipe.accumulate / world
+        """Crops of a step, for each rank: by its share of them the loss of a rank's batch counts in the mean of ranks."""
+
+    def __call__(self, batches: list[Batch]) -> dict[str, float]:
+        recipe, state = self.recipe, self.state
+        rate = learning_rate(recipe, state.step)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
+        frozen = state.step < recipe.frozen_encoder_steps
+        self.network.train()
+        if frozen:
+            encoder_of(state.network, "frozen_encoder_steps").eval()
+        state.optimiser.zero_grad(set_to_none=True)
+        losses: dict[str, float] = {}
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
+                for name, value in self._backward(batch).items():
+                    losses[name] = losses.get(name, 0.0) + value / len(batches)
+        self._update(frozen=frozen)
+        return losses | {"learning_rate": rate}
+
+    def _backward(self, batch: Batch) -> dict[str, float]:
+        """Add the gradients of one batch, and return its losses."""
+        image, target, known = (
+            torch.from_numpy(np.array(batch[k])).to(self.device) for k in ("image", "target", "known")
+        )
+        with torch.autocast(self.device, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
+            logits = self.network(image.contiguous(memory_format=torch.channels_last))
+        loss, parts = combined(self.recipe.losses, logits.float(), target, known)
+        weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
+        weighted.backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss.item()} | {f"{kind}_loss": part.item() for kind, part in parts.items()}
+
+    def _update(self, *, frozen: bool) -> None:
+        """Take the step: gradients clipped by value, then by norm. A frozen encoder's are dropped, on all ranks alike."""
+        recipe, state = self.recipe, self.state
+        state.scaler.unscale_(state.optimiser)
+        if frozen:
+            for parameter in encoder_of(state.network, "frozen_encoder_steps").parameters():
+                parameter.grad = None
+        if recipe.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(state.network.parameters(), recipe.clip_value)
+        if recipe.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip_norm)
+        state.scaler.step(state.optimiser)
+        state.scaler.update()
+        state.step += 1
+        state.average(recipe.ema_decay)

@@ -8,10 +8,12 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Frozen
 from perfuse.errors import RecipeError
 from perfuse.finding import find_scans, preferred_label
+from perfuse.models import with_source
 from perfuse.recipes import Recipe
 from perfuse.recipes.checking import check_planes
 from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints
+from perfuse.training.initial import pinned
 
 
 class Source(Frozen):
@@ -75,6 +77,7 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
                 f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
                 f"{scan.labels()[source.label].kind}. Choose another specimen by --set validation=…"
             )
+    recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {
             "recipe": recipe.model_dump(mode="json"),
@@ -91,6 +94,12 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
         key=key,
         pixel_um=(min(pixels), max(pixels)),
     )
+
+
+def _pinned(recipe: Recipe, storage_url: str) -> Recipe:
+    """The recipe with what it names written down as what it names today: a network's source, weights to start from."""
+    start = recipe.init_from and pinned(recipe.init_from, storage_url)
+    return recipe.model_copy(update={"network": with_source(recipe.network), "init_from": start})
 
 
 def _source(scan: Scan, labels: tuple[str, ...]) -> Source:
@@ -126,5 +135,6 @@ def finished_bundle(job: TrainingJob) -> Bundle:
         "train": [s.model_dump(mode="json") for s in job.train],
         "validation": [s.model_dump(mode="json") for s in job.validation],
         "best_step": state["best_step"],
+        "origin": state["origin"],
     }
     return Bundle(Contract(forward=job.forward()), state["best"], lineage)

@@ -7,15 +7,22 @@ from typing import Any
 
 from perfuse import sampling
 from perfuse.training.engine import Report, train
-from perfuse.training.job import TrainingJob
+from perfuse.training.job import TrainingJob, is_finished
+from perfuse.training.termination import on_sigterm
 
 AHEAD = 8
 """Batches that are kept ready."""
 
 
 def train_local(job: TrainingJob, report: Report) -> None:
-    """Run a job to its end; the same command goes on where a killed one stopped."""
-    train(job, lambda first_step: _ahead(job, first_step), report=report)
+    """Run a job to its end; the same command goes on where a killed one stopped.
+
+    SIGTERM ends it as Ctrl-C would, by KeyboardInterrupt, but after a whole step and with a checkpoint of it.
+    """
+    with on_sigterm() as stop:
+        train(job, lambda first: _ahead(job, first), report=report, stop=stop.is_set)
+    if stop.is_set() and not is_finished(job):
+        raise KeyboardInterrupt
 
 
 def _ahead(job: TrainingJob, first_step: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,16 @@
+"""Networks by name, what stands in front of them, and what this machine runs them on."""
+
+from perfuse.models.building import build, check_size, with_source
+from perfuse.models.machine import Precision, best_device, resolve_precision
+from perfuse.models.state import fit_weights, read_weights
+
+__all__ = [
+    "Precision",
+    "best_device",
+    "build",
+    "check_size",
+    "fit_weights",
+    "read_weights",
+    "resolve_precision",
+    "with_source",
+]

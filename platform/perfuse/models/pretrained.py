@@ -1,0 +1,109 @@
+"""Pretrained encoders: from a folder or URL of one's own, or as the libraries publish them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from perfuse import settings, storage
+from perfuse.contract import Network
+from perfuse.errors import RecipeError, ServerError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Start:
+    """How an encoder gets its first weights."""
+
+    options: dict[str, Any]
+    """For `smp.create_model`."""
+    encoder: "nn.Module | None" = field(default=None)
+    """An encoder whose weights are taken over."""
+
+    def fill(self, network: "nn.Module") -> None:
+        """Bring the weights into a network that was made with `options`, where that is still to be done."""
+        if self.encoder is not None:
+            encoder: nn.Module = network.encoder  # type: ignore[assignment]
+            encoder.load_state_dict(self.encoder.state_dict())
+
+
+@contextmanager
+def of(network: Network, *, pretrained: bool) -> Iterator[Start]:
+    """The first weights of a network's encoder: random, of PERFUSE_ENCODER_WEIGHTS, or published.
+
+    Raises ServerError, with the command that downloads them, when published weights are not at hand.
+    """
+    if not pretrained or network.encoder_weights is None:
+        yield Start({"encoder_weights": None})
+        return
+    kept, timm = settings.encoder_weights_url(), network.encoder.startswith("tu-")
+    if kept is not None:
+        state = _kept(network, kept)
+        yield _from_timm(state) if timm else _from_smp(network, state)
+        return
+    try:
+        yield Start({"encoder_weights": True if timm else network.encoder_weights})
+    except (FileNotFoundError, ConnectionError, TimeoutError) as error:
+        raise ServerError(
+            f"The pretrained weights of encoder {network.encoder!r} are not in the cache and cannot be downloaded "
+            f"({type(error).__name__}). Where there is a network: {_download(network)} – then bring the cache here, or the "
+            f"file model.safetensors as {network.encoder}.safetensors into a folder or URL that PERFUSE_ENCODER_WEIGHTS "
+            "names. Or start from random weights: --set network.encoder_weights=none"
+        ) from error
+
+
+def _from_timm(state: "dict[str, Tensor]") -> Start:
+    return Start({"encoder_weights": True, "pretrained_cfg_overlay": {"state_dict": state}})
+
+
+def _from_smp(network: Network, state: "dict[str, Tensor]") -> Start:
+    import segmentation_models_pytorch as smp
+
+    depth = len(network.decoder_channels) if network.decoder_channels else 5
+    encoder: nn.Module = smp.encoders.get_encoder(network.encoder, in_channels=3, depth=depth, weights=None)
+    encoder.load_state_dict(state)
+    encoder.set_in_channels(1 if network.mosaic else network.planes, pretrained=True)  # type: ignore[operator]
+    return Start({"encoder_weights": None}, encoder)
+
+
+def _kept(network: Network, url: str) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    place = storage.join(url, f"{network.encoder}.safetensors")
+    try:
+        state: dict[str, Tensor] = load(storage.read_bytes(place))
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"PERFUSE_ENCODER_WEIGHTS holds no {place}. Where there is a network: {_download(network)} – and bring "
+            f"model.safetensors here as {network.encoder}.safetensors."
+        ) from error
+    except SafetensorError as error:
+        raise RecipeError(
+            f"{place} is no safetensors file: {error}. Download it again: {_download(network)}"
+        ) from error
+    return state
+
+
+def _download(network: Network) -> str:
+    """The command that brings published weights into the cache."""
+    if network.encoder.startswith("tu-"):
+        import timm
+
+        published = timm.models.get_pretrained_cfg(network.encoder.removeprefix("tu-"))
+        if published is None or not published.hf_hub_id:
+            raise RecipeError(
+                f"No pretrained weights of {network.encoder!r} are published. Use --set network.encoder_weights=none"
+            )
+        return f"hf download {published.hf_hub_id} model.safetensors"
+    import segmentation_models_pytorch as smp
+
+    published = smp.encoders.encoders[network.encoder]["pretrained_settings"]
+    if network.encoder_weights not in published:
+        raise RecipeError(
+            f"Encoder {network.encoder!r} has no weights {network.encoder_weights!r}; there are: {', '.join(published)}."
+        )
+    found = published[network.encoder_weights]
+    return f"hf download {found['repo_id']} config.json model.safetensors --revision {found['revision']}"

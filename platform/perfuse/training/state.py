@@ -1,0 +1,113 @@
+"""What a training carries from step to step, and a checkpoint from process to process."""
+
+from typing import Any
+
+import torch
+
+from perfuse.bundle import weights_digest
+from perfuse.errors import RecipeError
+from perfuse.models import build, fit_weights
+from perfuse.models.panels import Panels
+from perfuse.training.initial import initial_weights
+from perfuse.training.job import TrainingJob
+from perfuse.training.optimisation import optimiser
+
+Weights = dict[str, torch.Tensor]
+
+
+class State:
+    """Network, averaged network, optimiser, step, and the best averaged weights so far."""
+
+    def __init__(self, job: TrainingJob, saved: dict[str, Any] | None, device: str, precision: str) -> None:
+        recipe = job.recipe
+        torch.manual_seed(recipe.seed)
+        fresh = saved is None and recipe.init_from is None
+        self.network = build(recipe.network, pretrained=fresh)
+        self.origin = _origin(self.network) if fresh else {}
+        if saved is None and recipe.init_from is not None:
+            weights = initial_weights(job)
+            fit_weights(self.network, weights, recipe.init_from)
+            self.origin = {"init_from": recipe.init_from, "weights_sha256": weights_digest(weights)}
+        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = build(recipe.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged.load_state_dict(self.network.state_dict())
+        if recipe.gradient_checkpointing:
+            _hold_fewer_activations(self.network)
+        self.optimiser = optimiser(recipe, self.network.parameters())
+        self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+        self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, on_cpu(self.averaged)
+        if saved is not None:
+            self._restore(saved)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.network.load_state_dict(saved["network"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.best_step, self.best_score = saved["step"], saved["best_step"], saved["best_score"]
+        self.best, self.origin = saved["best"], saved["origin"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that `State` needs to go on: tensors on the CPU and plain values."""
+        return {
+            "step": self.step,
+            "network": on_cpu(self.network),
+            "averaged": on_cpu(self.averaged),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_step": self.best_step,
+            "best_score": self.best_score,
+            "best": self.best,
+            "origin": self.origin,
+        }
+
+    def keep_best(self, score: float) -> None:
+        """Keep the averaged weights if none scored higher; of equals the later."""
+        if not score < self.best_score:
+            self.best_score, self.best_step, self.best = score, self.step, on_cpu(self.averaged)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Exponential moving average of weights; buffers are taken as they are. Short memory in the first steps."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        own, other = self.averaged.state_dict(), self.network.state_dict()
+        for name, value in own.items():
+            if value.dtype.is_floating_point:
+                value.lerp_(other[name], 1 - decay)
+            else:
+                value.copy_(other[name])
+
+
+def on_cpu(network: torch.nn.Module) -> Weights:
+    """A copy of a network's state."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in network.state_dict().items()}
+
+
+def encoder_of(network: Panels, wish: str) -> torch.nn.Module:
+    """The network's encoder; RecipeError when it has none and the recipe's wish needs one."""
+    if network.encoder is None:
+        raise RecipeError(
+            f"{wish} needs a network with an encoder; {network.settings.module} has no attribute `encoder`."
+        )
+    return network.encoder
+
+
+def _origin(network: Panels) -> dict[str, Any]:
+    """Which published encoder a training started from, for its lineage."""
+    settings = network.settings
+    if settings.module is not None or settings.encoder_weights is None:
+        return {}
+    digest = weights_digest(on_cpu(encoder_of(network, "encoder_weights")))
+    return {"encoder": settings.encoder, "encoder_weights": settings.encoder_weights, "encoder_sha256": digest}
+
+
+def _hold_fewer_activations(network: Panels) -> None:
+    """Let the encoder compute its activations again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+    encoder = encoder_of(network, "gradient_checkpointing")
+    switch = getattr(getattr(encoder, "model", encoder), "set_grad_checkpointing", None)
+    if switch is None:
+        raise RecipeError(
+            f"gradient_checkpointing: encoder {network.settings.encoder!r} cannot. Encoders of timm, tu-…, can; or use a "
+            "smaller batch with accumulate."
+        )
+    switch(True)

@@ -52,8 +52,9 @@ def one_slice(image: Plane, truth: Plane, soft: Plane, threshold: int) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure.supxlabel(COLOURS, fontsize=8, x=1, ha="right")
     pictures = (_grey(image), truth, soft / 255, _errors(image, truth, soft >= threshold))
-    titles = ("slice", "truth", "probability", f"errors at {threshold / 255:.2f} ({COLOURS})")
+    titles = ("slice", "truth", "probability", f"errors at {threshold / 255:.2f}")
     for axes, picture, title in zip(figure.subplots(1, 4), pictures, titles, strict=True):
         _show(axes, picture, title)
     return png(figure)

@@ -15,7 +15,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ccc } img { max-width: 100% }
-table { border-collapse: collapse; display: block; overflow-x: auto } th, td { padding: .2rem .9rem .2rem 0; text-align: left }
+table { border-collapse: collapse } th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
+td { overflow-wrap: anywhere } figure { margin: 1rem 0 }
 th { border-bottom: 1px solid #999 } td.n { font-variant-numeric: tabular-nums; text-align: right }
 code, pre { font: 13px/1.45 ui-monospace, monospace } pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
 """

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn MLflow's connection failures into one message that names the server."""
+    """Turn MLflow's connection failures into one message that names the server; files travel by HTTP requests of their own."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         if is_away(error):
             raise ServerError(
                 f"MLflow at {shown(settings.tracking_uri())} does not answer. Start it, or correct MLFLOW_TRACKING_URI; "
@@ -40,6 +41,9 @@ def answering() -> Iterator[None]:
 
 def is_away(error: BaseException) -> bool:
     """True when an error says that the server did not answer."""
+    reply = getattr(error, "response", None)
+    if reply is not None:
+        return bool(reply.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR)
     text = str(error)
     return any(sign in text for sign in ("API request to", "Max retries", "Connection refused", "OperationalError"))
 

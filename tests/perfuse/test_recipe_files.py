@@ -97,6 +97,7 @@ def test_a_function_that_gives_no_recipe_is_one_message(
 
 SHRUNK = {
     "network.encoder",
+    "network.encoder_size",
     "network.encoder_weights",
     "network.decoder_channels",
     "crop",

@@ -230,3 +230,11 @@ def test_the_box_of_validation_is_bounded_and_central(shape) -> None:
     assert 0 < box.size <= VOXELS
     for first, a, b, last in zip(whole.start, box.start, box.stop, whole.stop, strict=True):
         assert abs((a - first) - (last - b)) <= 1
+
+
+def test_crops_that_would_be_mostly_mirror_images_are_refused_with_the_axes_that_are_left(folder, tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"Planes of a along axis y have 32 × 40 pixels.*--set axes=z,x"):
+        _job(folder, tmp_path, "crop=96", "axes=y,z,x")
+    assert _job(folder, tmp_path, "crop=64").recipe.crop == 64, "half of a crop is enough"
+    with pytest.raises(RecipeError, match=r"along axis z have 48 × 40"):
+        _job(folder, tmp_path, "crop=128", "axes=z")

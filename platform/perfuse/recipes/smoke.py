@@ -21,7 +21,7 @@ def smoke(recipe: Recipe) -> Recipe:
     network = recipe.network
     if network.module is None:
         decoder = DECODER if network.architecture in ("unet", "unetplusplus") else None
-        network = network.changed(encoder="resnet18", encoder_weights=None, decoder_channels=decoder)
+        network = network.changed(encoder="resnet18", encoder_size=None, encoder_weights=None, decoder_channels=decoder)
     across = network.input_scale * (isqrt(network.planes) if network.mosaic else 1)
     side = max(32, int(SEEN / across) // 32 * 32)
     steps = min(recipe.steps, STEPS)
@@ -34,5 +34,6 @@ def smoke(recipe: Recipe) -> Recipe:
         validate_every=min(recipe.validate_every, steps),
         checkpoint_every=min(recipe.checkpoint_every, steps),
         frozen_encoder_steps=0,
+        gradient_checkpointing=False,
         learning_rate=max(recipe.learning_rate, RATE),
     )

@@ -55,7 +55,7 @@ def train(
     learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]
     first = state.step + 1
     pace = Pace(recipe.batch * recipe.accumulate)
-    for step in pace.batches(_steps(batches(state.step * recipe.accumulate), recipe.accumulate)):
+    for step in _steps(pace.batches(batches(state.step * recipe.accumulate)), recipe.accumulate):
         losses = learn(step)
         pace.step()
         due = state.step % recipe.validate_every == 0 or state.step == recipe.steps

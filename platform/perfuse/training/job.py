@@ -14,6 +14,7 @@ from perfuse.finding import find_scans, preferred_label
 from perfuse.geometry import Box, Index3
 from perfuse.models import with_source
 from perfuse.recipes import Recipe
+from perfuse.recipes.checking import check_planes
 from perfuse.splits import divide, labelled, split_by_donor
 from perfuse.training import checkpoints
 from perfuse.training.initial import pinned
@@ -94,6 +95,8 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
     train, validation = (
         _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, selects=selects)
     )
+    for source in train:
+        check_planes(recipe, source.specimen, Scan.open(source.url).shape_zyx)
     recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {

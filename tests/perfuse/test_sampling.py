@@ -84,7 +84,7 @@ def test_any_number_of_workers_sees_the_same_crops_from_any_step_on(job, alone, 
 def test_another_seed_gives_other_crops(job, folder) -> None:
     other = plan_job(load_recipe("quickstart", [*SETTINGS, "seed=1"]), str(folder), str(folder / "runs"))
     seen = [{crop.tobytes() for batch in _feed(which) for crop in batch["image"]} for which in (job, other)]
-    assert not seen[0] & seen[1]
+    assert len(seen[0] & seen[1]) < 0.1 * len(seen[0])
 
 
 def test_rows_are_descriptors(job) -> None:

@@ -86,8 +86,9 @@ def evened(images: Tensor, share: Reals) -> Tensor:
     mean, square = adaptive_avg_pool2d(images, WINDOWS), adaptive_avg_pool2d(images * images, WINDOWS)
     local = (square - mean * mean).clamp(min=1e-12).sqrt()
     gain = (deviation(images) / local).clamp(max=MOST_GAIN) - 1
-    n = images.shape[-1]
-    mean, gain = (interpolate(p, (n, n), mode="bilinear") for p in (mean, gain * column(share, images)))
+    windows = torch.eye(WINDOWS, dtype=torch.float64, device=images.device)
+    between = interpolate(windows[None], images.shape[-1], mode="linear")[0]  # in double precision, as deformations
+    mean, gain = ((between.T @ p.double() @ between).to(images) for p in (mean, gain * column(share, images)))
     return images + gain * (images - mean)
 
 

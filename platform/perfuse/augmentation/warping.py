@@ -89,8 +89,9 @@ def elastic(knots: Reals, strength: float, like: Tensor) -> Tensor:
 
     After Rueckert et al. 1999, "Nonrigid registration using free-form deformations".
     """
-    spline = _complex(_spline(like.shape[-1], cells(strength), 3), like)
-    return spline @ _complex(strength * (knots[:, 0] + 1j * knots[:, 1]), like) @ spline.T
+    spline = _complex(_spline(like.shape[-1], cells(strength), 3), like, torch.complex128)
+    field = spline @ _complex(strength * (knots[:, 0] + 1j * knots[:, 1]), like, torch.complex128) @ spline.T
+    return field.to(torch.complex64)  # the same bits in whichever order products were added up
 
 
 def grid(knots: Reals, strength: float, like: Tensor) -> Tensor:
@@ -127,8 +128,8 @@ def _places(like: Tensor) -> Tensor:
     return _complex(middles[None, :] + 1j * middles[:, None], like)
 
 
-def _complex(values: npt.NDArray[np.number[Any]], like: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.complex64, device=like.device)
+def _complex(values: npt.NDArray[np.number[Any]], like: Tensor, dtype: torch.dtype = torch.complex64) -> Tensor:
+    return torch.as_tensor(values, dtype=dtype, device=like.device)
 
 
 @lru_cache(maxsize=16)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from perfuse.errors import PerfuseError
+from perfuse.storage import name_of
 
 if TYPE_CHECKING:
     from perfuse.campaigns import Plan
@@ -123,20 +124,18 @@ def _show(plan: "Plan", made: "list[Result]", *, as_json: bool) -> dict[str, Any
         return values
     table = Table(title=f"Campaign {plan.name}")
     for heading in ("stage", "made", "threshold", "scan", "Dice", "surface dice", ""):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for result in made:
-        what = ", ".join(result.models) or ", ".join(sorted({info.name for info in result.labels.values()}))
+        what = "\n".join(result.models or sorted({info.name for info in result.labels.values()}))
         threshold = "" if result.threshold is None else f"{result.threshold / 255:.3f}"
-        rows = [
-            (
-                str(s.get("scan") or s["scan_url"]),
-                f"{s['dice']:.4f}",
-                f"{s['surface_dice']:.4f}",
-                str(s.get("kind", "")),
-            )
-            for s in result.scores
-        ]
-        for number, row in enumerate(rows or [("", "", "", "")]):
-            table.add_row(*((result.stage, what, threshold) if number == 0 else ("", "", "")), *row)
+        scores = [[_scan(s), f"{s['dice']:.4f}", f"{s['surface_dice']:.4f}", s.get("kind", "")] for s in result.scores]
+        for number, row in enumerate(scores or [[""] * 4]):
+            table.add_row(*((result.stage, what, threshold) if number == 0 else [""] * 3), *row)
     results.print(table)
     return values
+
+
+def _scan(score: dict[str, Any]) -> str:
+    from perfuse.catalog import SUFFIX
+
+    return name_of(score["scan_url"]).removesuffix(SUFFIX)

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import yaml
 
 from perfuse import tracking
 from perfuse.catalog import Scan
 from perfuse.errors import CampaignError, PerfuseError
+from perfuse.geometry import Box
 from perfuse.registry import load_bundle, scores_of
+from perfuse.scoring import tune
 from perfuse_jobs.train import loss_fall
 
 STAGES = ["dense", "dense-test", "labels-1", "round-1", "round-1-test", "all", "all-test"]
@@ -163,6 +166,49 @@ def test_a_threshold_is_stated_or_matched(verb: Any) -> None:
             "--threshold",
             "0.5",
         )
+
+
+def test_several_models_are_one(
+    organs: Path, tiny_settings: list[str], workdir: Path, tmp_path: Path, verb: Any
+) -> None:
+    """Two trainings, tuned and scored as one, teach a scan softly; one of them, tuned alone, predicts."""
+    stages: list[dict[str, Any]] = [
+        {"kind": "train", "name": "first", "scans": ["a"]},
+        {"kind": "train", "name": "second", "scans": ["a"], "settings": ["seed=1", "axes=y"]},
+        {"kind": "ensemble", "name": "both", "models": ["first", "second"]},
+        {"kind": "pseudolabel", "name": "soft", "model": "both", "scans": ["s"]},
+        {"kind": "tune", "name": "again", "models": ["first"]},
+        {"kind": "predict", "name": "seen", "model": "again", "scans": ["s"]},
+        {"kind": "evaluate", "name": "score", "model": "both"},
+    ]
+    settings = [w for w in tiny_settings if w != "--set"] + ["steps=8"]
+    roles = {"dense": ["a"], "validation": ["c"], "test": ["b"]}
+    values = {"recipe": "quickstart", "settings": settings, "roles": roles, "stages": stages}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(values))
+    made = verb("campaign", tmp_path / "pair.yaml", "--data", organs, "--local", "--json")
+    results = {stage["stage"]: stage for stage in made["stages"]}
+
+    both = results["both"]
+    members = [results[name]["models"][0] for name in ("first", "second")]
+    assert both["models"] == members == ["models:/pair-first/1", "models:/pair-second/1"]
+    (chosen,) = both["labels"].values()
+    validation, sparse = (Scan.open(str(organs / f"{name}.ome.zarr")) for name in ("c", "s"))
+    assert both["threshold"] == tune([validation], chosen["name"], "human").chosen
+    assert validation.label_info(chosen["name"]).model.threshold == both["threshold"]  # type: ignore[union-attr]
+    assert results["score"]["scores"][0]["threshold"] == both["threshold"] / 255
+
+    (soft,) = results["soft"]["labels"].values()
+    mean = np.asarray(sparse.label(soft["lineage"]["prediction"]["label"])[:])
+    marks = np.asarray(sparse.label("human")[:])
+    known = sparse.read_known("human", Box.whole(sparse.shape_zyx))
+    np.testing.assert_array_equal(sparse.label(soft["name"])[:], np.where(known, marks, mean))
+    assert soft["lineage"]["members"] == members
+    assert soft["lineage"]["donors"] == {"a": f"{members[0]} ← human of a"}
+
+    (alone,) = results["seen"]["labels"].values()
+    assert alone["model"]["uri"] == members[0]
+    assert alone["model"]["threshold"] == results["again"]["threshold"] == results["first"]["threshold"]
+    assert (np.asarray(sparse.label(alone["name"])[:]) != mean).any()
 
 
 def test_the_fall_of_the_loss_is_that_of_the_last_two_tenths() -> None:

@@ -128,7 +128,7 @@ def test_offline_pretrained_weights_are_refused_with_the_command_that_brings_the
         build(SMALL, pretrained=True)
     with pytest.raises(ServerError, match=r"hf download timm/resnet18\.\w+ model\.safetensors"):
         build(changed(encoder="tu-resnet18"), pretrained=True)
-    with pytest.raises(RecipeError, match="imagnet.*Available options are.*imagenet"):
+    with pytest.raises(RecipeError, match=r"imagnet.*Available options are.*imagenet"):
         build(changed(encoder_weights="imagnet"), pretrained=True)
 
 

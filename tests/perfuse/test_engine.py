@@ -228,6 +228,15 @@ def test_a_compiled_network_takes_the_same_steps_under_the_same_names(make, monk
     assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_that_cannot_be_compiled_is_one_message(make, monkeypatch) -> None:
+    def no_compiler(graph: Any, inputs: Any) -> Any:
+        raise FileNotFoundError("g++")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
+    with pytest.raises(RecipeError, match=r"g\+\+.*--set compiled=false"):
+        trained(make(PLAIN, "batch=2", "compiled=true"))
+
+
 def test_gradient_checkpointing_holds_fewer_activations_for_the_same_steps(make) -> None:
     settings = ["batch=2", "steps=1", "network.encoder=tu-convnext_atto"]
     held, states = [], []
@@ -258,5 +267,8 @@ def test_each_plane_of_a_panel_learns_its_own_target(make) -> None:
 
 
 def test_a_crop_that_the_network_cannot_see_is_refused_before_the_first_step(make) -> None:
-    with pytest.raises(RecipeError, match=r"of 32 pixels.*It can see: 224"):
-        trained(make(NORMED, "network.encoder=tu-maxvit_tiny_tf_224"))
+    pan = ["network.architecture=pan", "network.encoder=resnet18", "network.decoder_channels=none"]
+    with pytest.raises(
+        RecipeError, match=r"pan on resnet18 cannot see crops and tiles of 64 pixels.*It can see: 128, "
+    ):
+        trained(make([*BASE, *pan], "crop=128", "tile=64"))

@@ -12,7 +12,7 @@ LATEST = "latest.json"
 def save(folder: str, state: dict[str, Any]) -> None:
     """Write a checkpoint and make it the latest; the one before it is removed after that.
 
-    state: tensors and plain values, with `step`.
+    state: tensors and plain values, with `step` and `best_step`.
     """
     import torch
 
@@ -22,7 +22,8 @@ def save(folder: str, state: dict[str, Any]) -> None:
     before = _latest(folder)
     name = f"step-{state['step']:07d}.pt"
     storage.write_bytes(storage.join(folder, name), data)
-    entry = {"step": state["step"], "file": name, "sha256": storage.digest_bytes(data)}
+    steps = {"step": state["step"], "best_step": state["best_step"]}
+    entry = {**steps, "file": name, "sha256": storage.digest_bytes(data)}
     storage.write_json(storage.join(folder, LATEST), entry)
     if before and before["file"] != name:
         storage.remove_tree(storage.join(folder, before["file"]))
@@ -46,6 +47,12 @@ def latest_step(folder: str) -> int:
     """Steps that the latest checkpoint has behind it; 0 where there is none."""
     entry = _latest(folder)
     return int(entry["step"]) if entry else 0
+
+
+def kept_steps(folder: str) -> tuple[int, int] | None:
+    """The steps whose weights the latest checkpoint holds: its own, and the best before; None where there is none."""
+    entry = _latest(folder)
+    return (int(entry["step"]), int(entry["best_step"])) if entry else None
 
 
 def _latest(folder: str) -> dict[str, Any] | None:

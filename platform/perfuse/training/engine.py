@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from perfuse.augmentation import augment
+from perfuse.errors import RecipeError
 from perfuse.losses import combined
 from perfuse.models import Precision, best_device, check_size, resolve_precision
 from perfuse.recipes import Recipe
@@ -56,7 +57,13 @@ def train(
     first = state.step + 1
     pace = Pace(recipe.batch * recipe.accumulate)
     for step in _steps(pace.batches(batches(state.step * recipe.accumulate)), recipe.accumulate):
-        losses = learn(step)
+        try:
+            losses = learn(step)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise RecipeError(
+                f"compiled = true: this network cannot be compiled here ({type(error).__name__}: "
+                f"{' '.join(str(error).split()[:30])}). Compiling needs a C++ compiler. Use --set compiled=false"
+            ) from error
         pace.step()
         due = state.step % recipe.validate_every == 0 or state.step == recipe.steps
         stopping = stop()
@@ -95,7 +102,8 @@ class _Step:
         self.whole = recipe.batch * recipe.accumulate / world
         """Crops of a step, for each rank: by its share of them the loss of a rank's batch counts in the mean of ranks."""
 
-    def __call__(self, batches: list[Batch]) -> dict[str, float]:
+    def __call__(self, batches: list[Batch]) -> dict[str, torch.Tensor | float]:
+        """Learn from the batches; returns their mean losses, which are only waited for when they are looked at."""
         recipe, state = self.recipe, self.state
         rate = learning_rate(recipe, state.step)
         for group in state.optimiser.param_groups:
@@ -105,7 +113,7 @@ class _Step:
         if frozen:
             encoder_of(state.network, "frozen_encoder_steps").eval()
         state.optimiser.zero_grad(set_to_none=True)
-        losses: dict[str, float] = {}
+        losses: dict[str, torch.Tensor | float] = {}
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
@@ -114,7 +122,7 @@ class _Step:
         self._update(frozen=frozen)
         return losses | {"learning_rate": rate}
 
-    def _backward(self, batch: Batch) -> dict[str, float]:
+    def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch, and return its losses."""
         image, target, known = (_placed(batch[name], self.device) for name in ("image", "target", "known"))
         recipe = self.recipe
@@ -133,7 +141,7 @@ class _Step:
         loss, parts = combined(recipe.losses, logits.float(), target, known)
         weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
         weighted.backward()  # type: ignore[no-untyped-call]
-        return {"loss": loss.item()} | {f"{kind}_loss": part.item() for kind, part in parts.items()}
+        return {"loss": loss.detach()} | {f"{kind}_loss": part.detach() for kind, part in parts.items()}
 
     def _update(self, *, frozen: bool) -> None:
         """Take the step: gradients clipped by value, then by norm. A frozen encoder's are dropped, on all ranks alike."""

@@ -42,20 +42,20 @@ def initial_weights(job: "TrainingJob") -> "dict[str, Tensor]":
         return load_bundle(source).weights
     run, _, step = source.partition("@")
     folder = storage.join(job.folder.rsplit("/", 1)[0], run)
-    at, best = _steps(folder, source)
     state = checkpoints.load(folder)
-    if state is None or int(step) not in {at, best}:
+    kept = {} if state is None else {state["step"]: state["averaged"], state["best_step"]: state["best"]}
+    if int(step) not in kept:
         raise RecipeError(f"init_from = {source}: that step is not kept any more. Run the same command again.")
-    weights: dict[str, Tensor] = state["best" if int(step) == best else "averaged"]
+    weights: dict[str, Tensor] = kept[int(step)]
     return weights
 
 
 def _steps(folder: str, said: str) -> tuple[int, int]:
     """The latest step of a training, and that of its best weights."""
-    state = checkpoints.load(folder)
-    if state is None:
+    steps = checkpoints.kept_steps(folder)
+    if steps is None:
         raise RecipeError(
             f"init_from = {said}: there is no training in {folder}. Name one by the folder of its checkpoints, RUN or "
             "RUN@STEP, or a model by models:/NAME/VERSION."
         )
-    return int(state["step"]), int(state["best_step"])
+    return steps

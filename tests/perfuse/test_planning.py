@@ -43,7 +43,7 @@ def planned(folder: Path, *extra: str) -> TrainingJob:
 def test_the_plan_names_what_is_read(folder: Path, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job, read = planned(folder, f"sampling.order={order}"), []
     real = feeding.read_brick
-    monkeypatch.setattr(feeding, "read_brick", lambda source, place: read.append(real(source, place)) or read[-1])
+    monkeypatch.setattr(feeding, "read_brick", lambda *about: read.append(real(*about)) or read[-1])
     crops = sum(len(batch["position"]) for batch in feed(job))
     plan = plan_training(job)
     assert plan.crops == crops == 240

@@ -1,8 +1,11 @@
 """Bricks: boxes of a scan and its label that are read once and give many crops, in memory as they are cut, in the scan's dtype."""
 
+import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ EVERYWHERE = np.empty((0, 0, 0), np.uint8)
 """Instead of a mask of what is known, where all is."""
 TURNED_BLOCK = 64
 """Edge of the blocks in which a turned brick is sampled."""
+BRICKS_KEPT = 2
+"""Whose memory waits for the next ones."""
 CHUNKS_KEPT = 256
 """Decoded chunks that neighbouring blocks of a turned brick share."""
 
@@ -79,13 +84,43 @@ class Brick(PlacedBrick):
         return self.image.nbytes + self.label.nbytes + self.known.nbytes
 
 
-def read_brick(source: Opened, place: Place) -> Brick:
+class Memory:
+    """Memory of bricks that are gone, for the next ones: to touch fresh memory costs as much as to decode into it."""
+
+    def __init__(self) -> None:
+        self._free: list[npt.NDArray[np.uint8]] = []
+        self._lock = RLock()  # a brick may go while this thread is in here
+
+    def take(self, shape: Index3, dtype: np.dtype[Any]) -> Voxels:
+        """An array with anything in it."""
+        size = math.prod(shape) * dtype.itemsize
+        with self._lock:
+            fits = next((part for part in self._free if part.nbytes == size), None)
+            self._free = [part for part in self._free if part is not fits]
+        return (np.empty(size, np.uint8) if fits is None else fits).view(dtype).reshape(shape)
+
+    def lend(self, brick: Brick) -> Brick:
+        """Take the memory of image and label back when a brick is gone; nobody holds views of it longer."""
+        weakref.finalize(brick, self._give, [part.reshape(-1).view(np.uint8) for part in (brick.image, brick.label)])
+        return brick
+
+    def _give(self, parts: list[npt.NDArray[np.uint8]]) -> None:
+        with self._lock:
+            self._free = [*self._free, *parts][-2 * BRICKS_KEPT :]
+
+
+def read_brick(source: Opened, place: Place, memory: Memory) -> Brick:
     """Read and decode a brick; ScanError where a chunk is damaged."""
-    return _straight(source, place) if place.turn is None else _turned(source, place)
+    read = _straight if place.turn is None else _turned
+    image, label = (memory.take(place.shape, form.dtype) for form in (source.image, source.label))
+    return memory.lend(read(source, place, image, label))
 
 
-def _straight(source: Opened, place: Place) -> Brick:
-    image, label = (_along(source, form, place) for form in (source.image, source.label))
+def _straight(source: Opened, place: Place, image: Voxels, label: Voxels) -> Brick:
+    for form, voxels in ((source.image, image), (source.label, label)):
+        voxels[...] = 0
+        with source.scan.decoding(form.url, place.box):
+            form.read_box(place.box, np.moveaxis(voxels, 0, place.axis))
     if source.is_known(place.box):
         return Brick(place, image, label, EVERYWHERE)
     values = np.moveaxis(label, 0, place.axis)
@@ -93,15 +128,7 @@ def _straight(source: Opened, place: Place) -> Brick:
     return Brick(place, image, label, np.ascontiguousarray(known, np.uint8))
 
 
-def _along(source: Opened, form: ShardFormat, place: Place) -> Voxels:
-    voxels = np.zeros(place.shape, form.dtype)
-    with source.scan.decoding(form.url, place.box):
-        form.read_box(place.box, np.moveaxis(voxels, 0, place.axis))
-    return voxels
-
-
-def _turned(source: Opened, place: Place) -> Brick:
-    image, label = (np.empty(place.shape, form.dtype) for form in (source.image, source.label))
+def _turned(source: Opened, place: Place, image: Voxels, label: Voxels) -> Brick:
     known = np.empty(place.shape, np.uint8)
     read_image, read_label = (_by_chunks(source, form) for form in (source.image, source.label))
     half = 0.5 if image.dtype.kind == "u" else 0.0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from perfuse.errors import PlanError, RecipeError
 from perfuse.recipes import Recipe
 from perfuse.sampling import cutting
-from perfuse.sampling.bricks import Brick, PlacedBrick, read_brick
+from perfuse.sampling.bricks import Brick, Memory, PlacedBrick, read_brick
 from perfuse.sampling.grid_order import GridOrder
 from perfuse.sampling.places import HELD_VOXELS, Place, Window
 from perfuse.sampling.random_order import GROUP_STEPS, RandomOrder
@@ -23,7 +23,7 @@ from perfuse.training.job import TrainingJob
 Crops = dict[str, npt.NDArray[Any]]
 
 BRICK_BYTES = 4 * HELD_VOXELS
-"""Of all bricks that are held at a time, at most."""
+"""Of all bricks that are held at a time, at most; besides, the memory of two that are gone waits for the next ones."""
 BATCH_BYTES = 1 << 30
 """Of all batches that are ready or being cut, unless two are larger."""
 MOST_AHEAD = 8
@@ -73,6 +73,7 @@ class Cutter:
         self._readers = ThreadPoolExecutor(threads(), "perfuse-reader")
         self._bricks: OrderedDict[Place, Future[Brick]] = OrderedDict()
         self._lock = Lock()
+        self._memory = Memory()
 
     def __enter__(self) -> "Cutter":
         return self
@@ -89,7 +90,7 @@ class Cutter:
         with self._lock:
             if place not in self._bricks:
                 self._make_room(self.bytes_of(place))
-                self._bricks[place] = self._readers.submit(read_brick, self._source(place), place)
+                self._bricks[place] = self._readers.submit(read_brick, self._source(place), place, self._memory)
             self._bricks.move_to_end(place)
             return self._bricks[place]
 

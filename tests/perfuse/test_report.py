@@ -103,15 +103,16 @@ def test_the_page_says_all_and_needs_nothing_else(job: TrainingJob, tmp_path: Pa
     score = evaluate(scan, "soft", "human", curve.chosen)
     picture = one_slice(np.zeros((8, 8)), truth[1, 1:9, 1:9], soft[1, 1:9, 1:9], 128)
     history = {"loss": {1: 0.7, 10: 0.2}, "val_dice": {10: 0.5}, "wait_share": {10: 0.1}, "crops_per_s": {10: 8.0}}
-    html = page(job, "models:/a<b/1", history, {"v & w": picture}, curve, [score])
+    html = page(job, "models:/a<i>b/1", history, {"v<script>": picture}, curve, [score])
     shown = Page(html)
     assert len(shown.pictures) == 3
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in shown.pictures)
     assert not shown.addresses
-    assert not shown.tags & {"script", "link", "iframe"}
+    assert not shown.tags & {"script", "link", "iframe", "i"}
     assert not re.findall(r"https?://", html)
-    assert "models:/a<b/1" in shown.text
-    assert "v & w" in shown.text
+    assert "models:/a<i>b/1" in shown.text
+    assert "v<script>" in shown.text
+    assert "default-src 'none'; img-src data:" in html
     for wanted in (job.key, job.train[0].scan_digest, job.train[0].label_digest, job.validation[0].label_digest):
         assert wanted in shown.text
     assert f"{score.surface_dice:.4f}" in shown.text

@@ -23,7 +23,7 @@ WHOLE = torch.ones(1, 1, N, N)
 
 
 def moved(image: torch.Tensor, scale: float, angle: float, shift: tuple[float, float]) -> tuple[torch.Tensor, ...]:
-    sources = warping.affine(np.array([scale]), np.array([angle]), np.array([shift]), image)
+    sources = warping.affine(np.array([scale]), np.array([angle]), np.array([shift]), warping.places(image))
     return warping.resampled(image, WHOLE, WHOLE, sources)
 
 
@@ -68,7 +68,7 @@ def test_a_warp_is_bilinear_where_the_formula_says(scale: float, angle: float, r
 def test_known_needs_all_its_sources() -> None:
     known = WHOLE.clone()
     known[0, 0, 10, 20] = 0
-    sources = warping.affine(np.array([1.0]), np.array([0.0]), np.array([(0.5 / N, 0)]), IMAGE)
+    sources = warping.affine(np.array([1.0]), np.array([0.0]), np.array([(0.5 / N, 0)]), warping.places(IMAGE))
     seen = warping.resampled(IMAGE, WHOLE, known, sources)[2][0, 0]
     assert np.argwhere(seen.numpy() == 0).tolist() == [[r, 0] for r in range(10)] + [[10, 0], [10, 20], [10, 21]] + [
         [r, 0] for r in range(11, N)

@@ -31,7 +31,7 @@ def augment(
     *,
     standardised: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One variation of each crop, as new tensors.
+    """One variation of each crop; what is given stays as it is.
 
     images: float32[b, planes, n, n], 0 … 1 between the percentiles; targets, knowns: float32[b, planes or 1, n, n].
     positions: of the b crops in the global batch. A crop's variation depends on `seed`, `step` and its own position, not on

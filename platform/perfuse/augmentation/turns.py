@@ -32,7 +32,6 @@ def turn(crop: Tensor, turns: int, planes: bool, rows: bool, columns: bool, *, o
     rows, columns = rows != (turns in (1, 2)), columns != (turns in (2, 3))
     mirrored = (planes, columns, rows) if turns % 2 else (planes, rows, columns)
     crop = crop.flip([axis for axis in range(3) if mirrored[axis]]) if any(mirrored) else crop
-    for plane, place in zip(
-        crop, out, strict=True
-    ):  # torch transposes a matrix in blocks, but more than one pixel by pixel
+    # torch transposes one matrix in blocks, several at once pixel by pixel
+    for plane, place in zip(crop, out, strict=True):
         place.copy_(plane.T if turns % 2 else plane)

@@ -38,9 +38,9 @@ def warped(crops: Crops, settings: "Augmentation", draws: Draws) -> Crops:
     images, targets, knowns = (part[index] for part in crops)
     still = ~warping[at]
     scale[at[still]], angle[at[still]], shift[at[still]] = 1, 0, 0
-    sources = affine(scale[at], angle[at], shift[at], images)
-    _deform(sources, deforming[at], deformation, kinds[at], knots[at])
-    moved = resampled(images, targets, knowns, sources)
+    bent = places(images).repeat(len(at), 1, 1)
+    _deform(bent, deforming[at], deformation, kinds[at], knots[at])
+    moved = resampled(images, targets, knowns, affine(scale[at], angle[at], shift[at], bent))
     images, targets, knowns = (old.index_copy(0, index, new) for old, new in zip(crops, moved, strict=True))
     return images, targets, knowns
 
@@ -65,14 +65,15 @@ def resampled(images: Tensor, targets: Tensor, knowns: Tensor, sources: Tensor) 
     return images, targets, ((knowns >= 1 - TOLERANCE) & inside[:, None]).to(knowns)
 
 
-def affine(scale: Reals, angle: Reals, shift: Reals, like: Tensor) -> Tensor:
+def affine(scale: Reals, angle: Reals, shift: Reals, at: Tensor) -> Tensor:
     """Sources, as `resampled` takes them, of b crops that are scaled and turned about their middle, then shifted.
 
+    at: complex64[b or 1, n, n], as of `places`, or deformed before: what does not fold then does not fold when enlarged.
     scale: factors by which things become larger; angle: degrees, counterclockwise; shift: [b, 2], right and down, in crops.
     """
     factor = np.exp(1j * np.radians(angle)) / scale
     offset = -2 * factor * (shift[:, 0] + 1j * shift[:, 1])
-    return torch.addcmul(_complex(offset, like)[:, None, None], _complex(factor, like)[:, None, None], _places(like))
+    return torch.addcmul(_complex(offset, at)[:, None, None], _complex(factor, at)[:, None, None], at)
 
 
 def cells(strength: float) -> int:
@@ -105,7 +106,7 @@ def optical(knots: Reals, strength: float, like: Tensor) -> Tensor:
 
     The corners move farthest, by `strength` at most: barrels where knots are positive, pincushions where negative.
     """
-    place = _places(like)
+    place = places(like)
     corner = np.sqrt(2)
     return _complex(strength * knots[:, 0, 0, 0] / corner**3, like)[:, None, None] * (place * place.abs().square())
 
@@ -113,19 +114,19 @@ def optical(knots: Reals, strength: float, like: Tensor) -> Tensor:
 KINDS = {"elastic": elastic, "grid": grid, "optical": optical}
 
 
-def _deform(sources: Tensor, deforming: Bools, settings: "Deformation", kinds: Integers, knots: Reals) -> None:
+def _deform(at: Tensor, deforming: Bools, settings: "Deformation", kinds: Integers, knots: Reals) -> None:
     for kind, name in enumerate(settings.kinds):
-        at = np.flatnonzero(deforming & (kinds == kind))
-        if len(at):
-            index = torch.from_numpy(at).to(sources.device)
-            sources[index] += 2 * KINDS[name](knots[at], settings.strength, sources)
+        drew = np.flatnonzero(deforming & (kinds == kind))
+        if len(drew):
+            index = torch.from_numpy(drew).to(at.device)
+            at[index] += 2 * KINDS[name](knots[drew], settings.strength, at)
 
 
-def _places(like: Tensor) -> Tensor:
-    """Middles of pixels, complex64[n, n]: column + i · row, each between −1 and 1."""
+def places(like: Tensor) -> Tensor:
+    """Middles of pixels, complex64[1, n, n]: column + i · row, each between −1 and 1."""
     n = like.shape[-1]
     middles = (2 * np.arange(n) + 1) / n - 1
-    return _complex(middles[None, :] + 1j * middles[:, None], like)
+    return _complex(middles[None, None, :] + 1j * middles[None, :, None], like)
 
 
 def _complex(values: npt.NDArray[np.number[Any]], like: Tensor, dtype: torch.dtype = torch.complex64) -> Tensor:

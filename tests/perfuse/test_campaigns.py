@@ -216,6 +216,13 @@ def test_everything_has_siblings_that_are_the_same_training(scans, tmp_path):
         ([TRAIN_A, TRAIN_A], "two stages are called 'first'"),
         ([everything(threshold_from=None)], "needs threshold_from and siblings"),
         ([{"kind": "ensemble", "name": "e", "models": ["models:/m/1"]}], "ensemble two or more; ensemble got 1"),
+        (
+            [
+                {"kind": "ensemble", "name": "e", "models": ["models:/m/1", "models:/m/2"]},
+                {**TRAIN_A, "init_from": "e"},
+            ],
+            "cannot start from 'e'",
+        ),
         ([{"kind": "dance", "name": "d"}], "dance"),
         ([{**TRAIN_A, "scans": []}], "at least 1 item"),
         ([{**TRAIN_A, "steps": 3}], "Extra inputs"),

@@ -129,6 +129,10 @@ class Campaign(Frozen):
                 if "/" not in name and kinds.get(name) not in MODELS:
                     there = ", ".join(n for n, kind in kinds.items() if kind in MODELS) or "none"
                     raise ValueError(f"stage {stage.name!r} takes a model from {name!r}; before it there are: {there}")
+            if isinstance(stage, Train) and kinds.get(stage.init_from or "") == "ensemble":
+                raise ValueError(
+                    f"stage {stage.name!r} cannot start from {stage.init_from!r}: an ensemble has several weights"
+                )
             kinds[stage.name] = stage.kind
         return self
 

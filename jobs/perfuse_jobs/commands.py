@@ -26,10 +26,13 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe.")],
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe, a YAML file, or module:function.")],
     data: Annotated[str, typer.Option(help="URL of the folder that holds the scans.")],
     name: Annotated[str | None, typer.Option(help="Name in the registry; the recipe's when not given.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")
+    ] = False,
     workers: Workers = 1,
     local: Local = False,
     as_json: Json = False,
@@ -37,15 +40,19 @@ def train(
     """Train a model and register it as challenger. Interrupted, the same command goes on; done, it does nothing.
 
     The threshold is chosen on held-out donors. Settings name any key of the recipe: holdout=SPECIMEN, steps=500.
+    `perfuse recipe ls` lists recipes, `perfuse recipe show NAME` all keys of one.
 
     Example: perfuse train quickstart --data scans --name vessels --set steps=500 --workers 2
+    Example: perfuse train my.yaml --data s3://bucket/scans --smoke
     """
     from perfuse.console import print_json, results
     from perfuse.recipes import load_recipe
+    from perfuse.recipes.checking import weights
     from perfuse_jobs import train as training
 
     _check_workers(local, workers)
-    loaded = load_recipe(recipe, settings or [])
+    loaded = load_recipe(recipe, settings or [], smoke=smoke)
+    weights(loaded)
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
     if as_json:
         print_json({"model": uri})

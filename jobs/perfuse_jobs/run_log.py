@@ -1,25 +1,49 @@
-"""The MLflow run of a training: kept by a thread, so that no step waits for a server, and gone on with after a kill."""
+"""The MLflow run of a training: kept by a thread, so that no step waits for a server, and gone on with after a kill.
 
+An MLflow that goes away in the middle stops nothing: what it does not take is kept, and told when it is back.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from threading import Event
 from types import TracebackType
 from typing import Any
 
 from perfuse import storage
+from perfuse.console import say
+from perfuse.errors import ServerError
 from perfuse.metrics.curve import Curve
-from perfuse.tracking import Run
+from perfuse.report import page
+from perfuse.scoring import Evaluation
+from perfuse.tracking import Run, Told
 from perfuse.training import TrainingJob
 
-RUN = "run.json"
-"""In the job's folder: the id of its run."""
+RUN, UNSENT, REPORT = "run.json", "unsent.json", "report.html"
+"""In the job's folder: the id of its run; metrics that MLflow has not taken; the page about the training."""
+
+LONGEST_WAIT_S = 60.0
+"""Between two tries while MLflow is away; the first waits are shorter."""
+PATIENCE_S = 60.0
+"""For an MLflow that is away when the training is done."""
 
 
 class RunLog:
-    """Writes in the order it is told to, behind the training; an error of MLflow's is raised at the next word, or the end."""
+    """Writes in the order it is told to, behind the training; what MLflow refuses is raised at the next word, or the end."""
 
     def __init__(self, job: TrainingJob, name: str) -> None:
+        self._job = job
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._run: Future[Run] = self._pool.submit(_open, job, name)
-        self._pending: list[Future[None]] = []
+        self._untold: deque[tuple[Told, dict[str, bytes]]] = deque()
+        self._sent: list[Future[None]] = []
+        self._hurry, self._until = Event(), math.inf
+        self._away = self._gave_up = False
 
     def __enter__(self) -> "RunLog":
         return self
@@ -27,14 +51,13 @@ class RunLog:
     def __call__(self, step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
         """Log metrics and PNG pictures of a step; waits for the run to be open, so that a server that is away shows at once."""
         self.run()
-        self._raise_failures([f for f in self._pending if f.done()])
+        self._raise_failures([f for f in self._sent if f.done()])
+        self._untold.append((Told(step, metrics), pictures))
+        self._sent.append(self._pool.submit(self._send))
 
-        def write() -> None:
-            self.run().metrics(step, metrics)
-            for title, png in pictures.items():
-                self.run().file(f"pictures/{title}/step-{step:06d}.png", png)
-
-        self._pending.append(self._pool.submit(write))
+    def flush(self) -> None:
+        """Wait until MLflow has all; ServerError when it stays away for `PATIENCE_S`."""
+        self._finish_sending(PATIENCE_S)
 
     def threshold(self, curve: Curve) -> None:
         """Log what was chosen on the validation scans, and how little it matters."""
@@ -49,27 +72,83 @@ class RunLog:
         self.run().json("threshold.json", chosen)
         self.run().metrics(0, chosen)
 
+    def report(self, model: str, curve: Curve, scores: Sequence[Evaluation]) -> str:
+        """Write the page about the finished training into its folder and its run; returns its URL."""
+        run = self.run()
+        last = {path.split("/")[1]: path for path in sorted(run.files("pictures"))}
+        pictures = {specimen: run.read(path) for specimen, path in last.items()}
+        html = page(self._job, model, run.history(), pictures, curve, scores).encode()
+        url = storage.join(self._job.folder, REPORT)
+        storage.write_bytes(url, html)
+        run.file(REPORT, html)
+        return url
+
     def run(self) -> Run:
         """The run itself, when it is open."""
         return self._run.result()
 
-    def _raise_failures(self, written: list[Future[None]]) -> None:
-        for future in written:
-            self._pending.remove(future)
+    def _send(self) -> None:
+        """All that waits: metrics in one request, then the pictures."""
+        waiting = list(self._untold)
+        if not waiting or self._gave_up:
+            return
+        run = self.run()
+        self._insist(partial(run.log, [told for told, _ in waiting]))
+        for told, pictures in waiting:
+            for title, png in pictures.items():
+                path = f"pictures/{title}/step-{told.step:06d}.png"
+                self._insist(partial(run.file, path, png))
+        for _ in waiting:
+            self._untold.popleft()
+
+    def _insist(self, act: Callable[[], None]) -> None:
+        """Try again, less and less often, until MLflow answers or patience ends."""
+        wait = 1.0
+        while True:
+            try:
+                act()
+            except ServerError as error:
+                if time.monotonic() >= self._until:
+                    self._gave_up = True
+                    raise
+                if not self._away:
+                    say(f"{error} Meanwhile the training goes on, and MLflow is told when it is back.")
+                self._away = True
+                if self._hurry.wait(wait):
+                    time.sleep(1)
+                wait = min(2 * wait, LONGEST_WAIT_S)
+            else:
+                if self._away:
+                    say("MLflow answers again.")
+                self._away = False
+                return
+
+    def _raise_failures(self, sent: list[Future[None]]) -> None:
+        for future in sent:
+            self._sent.remove(future)
             future.result()
+
+    def _finish_sending(self, patience_s: float) -> None:
+        self._until = time.monotonic() + patience_s
+        self._hurry.set()
+        self._raise_failures(list(self._sent))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run as the training ended."""
+        """End the run as the training ended; metrics that MLflow has not taken stay in the job's folder."""
         try:
             if kind is None:
-                self._raise_failures(list(self._pending))
+                self.flush()
                 self.run().finish()
             elif self._run.done() and self._run.exception() is None:
-                self.run().finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+                with suppress(Exception):  # the error that ended the training is the one to tell
+                    self._finish_sending(0)
+                    self.run().finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
         finally:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+            self._pool.shutdown()
+            if self._untold:
+                storage.write_json(storage.join(self._job.folder, UNSENT), [asdict(told) for told, _ in self._untold])
 
 
 def _open(job: TrainingJob, name: str) -> Run:
@@ -80,6 +159,7 @@ def _open(job: TrainingJob, name: str) -> Run:
         storage.write_json(place, {"run_id": run.id})
         run.params({"recipe": job.recipe.model_dump(mode="json"), "key": job.key, "folder": job.folder})
         run.json("data.json", _data(job))
+    _tell_late(run, storage.join(job.folder, UNSENT))
     return run
 
 
@@ -88,6 +168,12 @@ def _earlier(place: str) -> Run | None:
         return Run.resume(storage.read_json(place)["run_id"])
     except FileNotFoundError:
         return None
+
+
+def _tell_late(run: Run, unsent: str) -> None:
+    if storage.exists(unsent):
+        run.log([Told(**told) for told in storage.read_json(unsent)])
+        storage.remove_file(unsent)
 
 
 def _data(job: TrainingJob) -> dict[str, Any]:

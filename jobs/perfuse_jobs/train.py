@@ -76,7 +76,9 @@ def _learn(job: TrainingJob, log: RunLog, workers: int, *, local: bool) -> None:
 
         def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
             advance.to(step, job.recipe.steps)
-            advance(0, note=f"loss {metrics['loss']:.3f}")
+            advance(0, note=_pace(metrics))
+            if "val_surface_dice" in metrics:
+                say(f"step {step}: {_validation(metrics)}")
             log(step, metrics, pictures)
 
         try:
@@ -91,6 +93,21 @@ def _learn(job: TrainingJob, log: RunLog, workers: int, *, local: bool) -> None:
         except KeyboardInterrupt:
             say(f"Stopped. The same command goes on at step {latest_step(job.folder)}; checkpoints: {job.folder}")
             raise
+    log.flush()
+
+
+def _pace(metrics: dict[str, float]) -> str:
+    return (
+        f"loss {metrics['loss']:.3f}, {metrics['steps_per_s']:.3g} steps/s, {metrics['crops_per_s']:.3g} crops/s, "
+        f"waits for data {metrics['wait_share']:.0%}"
+    )
+
+
+def _validation(metrics: dict[str, float]) -> str:
+    return (
+        f"surface dice {metrics['val_surface_dice']:.4f}, Dice {metrics['val_dice']:.4f} on the validation scans, at "
+        f"threshold {metrics['val_threshold']:.2f}"
+    )
 
 
 def _predictor(actors: int, *, local: bool) -> Predict:
@@ -112,11 +129,15 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict) -> str:
     bundle = bundle.with_threshold(curve.chosen)
     log.threshold(curve)
     uri = register(bundle, name, log.run().id)
+    scores = []
     for source in job.validation:
         predict(source.url, replace(bundle, uri=uri), output)  # which only renews the label's reference to its model
-        record_evaluation(evaluate(Scan.open(source.url), output, source.label), kind="validation")
+        scores.append(evaluate(Scan.open(source.url), output, source.label))
+        record_evaluation(scores[-1], kind="validation")
+    report = log.report(uri, curve, scores)
     set_tag(*version_of(uri), TRAINING_KEY, job.key)
     say(
         f"Registered {uri} as challenger, threshold {curve.chosen / 255:.3f}. Checkpoints: {storage.normal(job.folder)}"
+        f"\nReport: {storage.normal(report)}"
     )
     return uri

@@ -1,7 +1,7 @@
 """What inference must repeat of training: the contract that travels with the weights."""
 
 import math
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,10 @@ class Frozen(BaseModel):
     """A value that cannot change and knows all its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values, checked as a new one is."""
+        return type(self)(**(dict(self) | values))
 
 
 class Normalisation(Frozen):

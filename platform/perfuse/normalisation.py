@@ -1,4 +1,4 @@
-"""One normalisation for training, inference and serving: between two percentiles of the organ."""
+"""One normalisation for training, inference and serving: between two percentiles of the organ, or by a divisor."""
 
 from typing import Any
 
@@ -10,12 +10,16 @@ from perfuse.contract import Normalisation
 
 
 def bounds(scan: Scan, normalisation: Normalisation) -> tuple[float, float]:
-    """The intensities of a scan that become 0 and 1, from its exact histogram."""
+    """The intensities of a scan that become 0 and 1: from its exact histogram, or 0 and the divisor."""
+    if normalisation.divisor is not None:
+        return 0.0, normalisation.divisor
     return scan.percentile(normalisation.lower_percent), scan.percentile(normalisation.upper_percent)
 
 
 def bounds_of(values: npt.NDArray[Any], normalisation: Normalisation) -> tuple[float, float]:
     """The same for voxels that are no scan, as a served slice: their own percentiles, as `Scan.percentile` takes them."""
+    if normalisation.divisor is not None:
+        return 0.0, normalisation.divisor
     low, high = np.percentile(
         values, [normalisation.lower_percent, normalisation.upper_percent], method="inverted_cdf"
     ).astype(float)

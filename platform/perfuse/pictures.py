@@ -11,6 +11,7 @@ from perfuse.geometry import Box, along_axis, move_axis
 
 HIT, FALSE, MISSED = (0.10, 0.75, 0.35), (0.95, 0.25, 0.20), (0.20, 0.50, 1.0)
 """Colours: found, wrongly found, missed."""
+COLOURS = "green: found, blue: missed, red: wrongly found"
 
 Plane = npt.NDArray[Any]
 
@@ -43,14 +44,18 @@ def _show(axes: Any, picture: Plane, title: str, pixel_um: tuple[float, float] =
     axes.set_axis_off()
 
 
-def one_slice(image: Plane, truth: Plane, soft: Plane) -> bytes:
-    """A slice [y, x] beside its truth (bool) and its probability (uint8)."""
+def one_slice(image: Plane, truth: Plane, soft: Plane, threshold: int) -> bytes:
+    """A slice [y, x], its truth (bool), its probability (uint8), and what is found, missed and wrongly found at a threshold.
+
+    threshold: integer of 255.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, picture, title in zip(
-        figure.subplots(1, 3), (_grey(image), truth, soft / 255), ("slice", "truth", "probability"), strict=True
-    ):
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure.supxlabel(COLOURS, fontsize=8, x=1, ha="right")
+    pictures = (_grey(image), truth, soft / 255, _errors(image, truth, soft >= threshold))
+    titles = ("slice", "truth", "probability", f"errors at {threshold / 255:.2f}")
+    for axes, picture, title in zip(figure.subplots(1, 4), pictures, titles, strict=True):
         _show(axes, picture, title)
     return png(figure)
 
@@ -66,8 +71,7 @@ def three_axes(scan: Scan, prediction: str, truth: str, threshold: int) -> bytes
     shares = sizes[:, 0] / sizes[:, 1]
     figure = Figure(figsize=(13, 1 + 3.3 * shares.sum()), layout="constrained")
     figure.suptitle(
-        f"{scan.info.id}: {prediction} against {truth} at threshold {threshold / 255:.3f}   "
-        "(green: found, blue: missed, red: wrongly found)",
+        f"{scan.info.id}: {prediction} against {truth} at threshold {threshold / 255:.3f}   ({COLOURS})",
         fontsize=11,
     )
     for axis, row in enumerate(figure.subplots(3, 4, height_ratios=shares)):

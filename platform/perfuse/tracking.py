@@ -4,8 +4,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +19,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "perfuse"
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""What MLflow takes in one request."""
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn MLflow's connection failures into one message that names the server."""
+    """Turn MLflow's connection failures into one message that names the server; files travel by HTTP requests of their own."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         if is_away(error):
             raise ServerError(
                 f"MLflow at {shown(settings.tracking_uri())} does not answer. Start it, or correct MLFLOW_TRACKING_URI; "
@@ -36,6 +41,9 @@ def answering() -> Iterator[None]:
 
 def is_away(error: BaseException) -> bool:
     """True when an error says that the server did not answer."""
+    reply = getattr(error, "response", None)
+    if reply is not None:
+        return bool(reply.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR)
     text = str(error)
     return any(sign in text for sign in ("API request to", "Max retries", "Connection refused", "OperationalError"))
 
@@ -85,6 +93,15 @@ def experiment_id(name: str = EXPERIMENT) -> str:
         return str(server.create_experiment(name, artifact_location=place))
 
 
+@dataclass(frozen=True)
+class Told:
+    """Metrics of a step, and when they were measured."""
+
+    step: int
+    values: dict[str, float]
+    when_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+
 class Run:
     """One MLflow run."""
 
@@ -122,17 +139,39 @@ class Run:
 
         flat = [Param(key, str(value)[:6000]) for key, value in _flat(values)]
         with answering():
-            self._client.log_batch(self.id, params=flat)
+            for start in range(0, len(flat), PARAMS_AT_ONCE):
+                self._client.log_batch(self.id, params=flat[start : start + PARAMS_AT_ONCE])
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log metrics of a step in one request."""
-        import time
+        self.log([Told(step=step, values=values)])
 
+    def log(self, told: Sequence[Told]) -> None:
+        """Log metrics of many steps in as few requests as MLflow allows; what it holds already is not doubled."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        metrics = [Metric(k, float(v), each.when_ms, each.step) for each in told for k, v in each.values.items()]
         with answering():
-            self._client.log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+            for start in range(0, len(metrics), METRICS_AT_ONCE):
+                self._client.log_batch(self.id, metrics=metrics[start : start + METRICS_AT_ONCE])
+
+    def history(self) -> dict[str, dict[int, float]]:
+        """All metrics: by name, and by step in order; what was told last of a step."""
+        with answering():
+            names = sorted(self._client.get_run(self.id).data.metrics)
+            told = {n: sorted(self._client.get_metric_history(self.id, n), key=lambda m: m.timestamp) for n in names}
+        return {name: dict(sorted({m.step: m.value for m in values}.items())) for name, values in told.items()}
+
+    def files(self, folder: str) -> list[str]:
+        """The paths of the files in a folder of the run, and in those below."""
+        with answering():
+            found = [(f.path, f.is_dir) for f in self._client.list_artifacts(self.id, folder)]
+        return [p for path, is_folder in found for p in (self.files(path) if is_folder else [path])]
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file of the run."""
+        with tempfile.TemporaryDirectory() as folder, answering():
+            return Path(self._client.download_artifacts(self.id, path, folder)).read_bytes()
 
     def file(self, path: str, data: bytes) -> None:
         """Log a file, as pictures/step-100.png."""

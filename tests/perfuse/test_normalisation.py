@@ -51,3 +51,8 @@ def test_tails_are_kept_up_to_the_clip_and_a_constant_is_0() -> None:
 def test_a_window_that_is_upside_down_is_refused() -> None:
     with pytest.raises(ValueError, match="must lie below"):
         Normalisation(lower_percent=60, upper_percent=40)
+
+
+def test_a_divisor_counts_whatever_the_percentiles_are() -> None:
+    settings, image = Normalisation(divisor=4000), voxels(3)
+    np.testing.assert_allclose(normalise(image, bounds_of(image, settings), settings), image / 4000, rtol=1e-6)

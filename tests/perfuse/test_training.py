@@ -72,7 +72,7 @@ def test_a_job_learns_validates_and_ends_as_a_bundle(undisturbed) -> None:
     assert is_finished(job)
     assert sorted(reports) == [1, 3, 6]
     learning, validation = (
-        {"loss", "bce_loss", "dice_loss", "learning_rate"},
+        {"loss", "bce_loss", "dice_loss", "learning_rate", "steps_per_s", "crops_per_s", "wait_share"},
         {"val_dice", "val_surface_dice", "val_threshold"},
     )
     assert set(reports[1]) == learning
@@ -230,3 +230,11 @@ def test_the_box_of_validation_is_bounded_and_central(shape) -> None:
     assert 0 < box.size <= VOXELS
     for first, a, b, last in zip(whole.start, box.start, box.stop, whole.stop, strict=True):
         assert abs((a - first) - (last - b)) <= 1
+
+
+def test_crops_that_would_be_mostly_mirror_images_are_refused_with_the_axes_that_are_left(folder, tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"Planes of a along axis y have 32 × 40 pixels.*--set axes=z,x"):
+        _job(folder, tmp_path, "crop=96", "axes=y,z,x")
+    assert _job(folder, tmp_path, "crop=64").recipe.crop == 64, "half of a crop is enough"
+    with pytest.raises(RecipeError, match=r"along axis z have 48 × 40"):
+        _job(folder, tmp_path, "crop=128", "axes=z")

@@ -38,6 +38,10 @@ def steps_of(run: Any, metric: str) -> list[int]:
     return [m.step for m in tracking.client().get_metric_history(run.info.run_id, metric)]
 
 
+def values_of(run: Any, metric: str) -> list[float]:
+    return [m.value for m in tracking.client().get_metric_history(run.info.run_id, metric)]
+
+
 def artifacts(run: Any, folder: str = "") -> list[str]:
     return [item.path for item in tracking.client().list_artifacts(run.info.run_id, folder)]
 
@@ -55,7 +59,9 @@ def test_two_workers_make_a_challenger_and_the_same_command_makes_no_other(
     assert run.data.params["recipe.network.encoder"] == "tu-test_resnet"
     assert steps_of(run, "loss") == [1, 8, 10, 16, 20, 24]
     assert steps_of(run, "val_surface_dice") == [8, 16, 24]
-    assert set(artifacts(run)) >= {"data.json", "threshold.json", "pictures"}
+    assert set(artifacts(run)) >= {"data.json", "threshold.json", "pictures", "report.html"}
+    assert all(0 <= share <= 1 for share in values_of(run, "wait_share"))
+    assert all(rate > 0 for rate in values_of(run, "crops_per_s"))
     assert artifacts(run, "pictures/c") == [f"pictures/c/step-{s:06d}.png" for s in (8, 16, 24)]
 
     label = Scan.open(str(scans / "c.ome.zarr")).label_info("tubes-selection")

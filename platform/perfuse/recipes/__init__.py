@@ -2,6 +2,20 @@
 
 from perfuse.recipes.built_in import RECIPES
 from perfuse.recipes.loading import differences, load_recipe, to_yaml
-from perfuse.recipes.schema import Augmentation, Loss, Phase, Recipe, Sampling
+from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Sampling, Warp
+from perfuse.recipes.smoke import smoke
 
-__all__ = ["RECIPES", "Augmentation", "Loss", "Phase", "Recipe", "Sampling", "differences", "load_recipe", "to_yaml"]
+__all__ = [
+    "RECIPES",
+    "Augmentation",
+    "Deformation",
+    "Loss",
+    "Phase",
+    "Recipe",
+    "Sampling",
+    "Warp",
+    "differences",
+    "load_recipe",
+    "smoke",
+    "to_yaml",
+]

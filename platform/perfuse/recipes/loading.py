@@ -1,32 +1,34 @@
-"""Recipes from their name or a YAML file, with settings over them; every refusal says what would be allowed."""
+"""Recipes from a name, a YAML file or a function, with settings over them; every refusal says what would be allowed."""
 
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from perfuse.errors import RecipeError
 from perfuse.recipes.built_in import RECIPES
+from perfuse.recipes.keys import unknown_key
 from perfuse.recipes.schema import Recipe
+from perfuse.recipes.smoke import smoke as shrunk
 
 FILES = (".yaml", ".yml")
 
 
-def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """A built-in recipe, or that of a YAML file, with `key=value` settings over it; keys of what is nested by dots.
+def load_recipe(name: str, settings: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
+    """A built-in recipe, that of a YAML file, or of a function `module:function`, with `key=value` settings over it.
 
-    Values are words, none for no value, a,b for a list, or YAML in brackets: losses=[{kind: dice}].
-    Raises RecipeError that lists the valid choices.
+    A file's `base` names the recipe that it changes; a base file lies relative to it. smoke: made small, before the settings.
+    Keys of what is nested by dots. Values are words, none for no value, a,b for a list, or YAML in brackets:
+    losses=[{kind: dice}]. Raises RecipeError that lists the valid choices.
     """
-    if name.lower().endswith(FILES):
-        values = _from_file(Path(name))
-    elif name in RECIPES:
-        values = RECIPES[name]().model_dump(mode="json")
-    else:
-        raise RecipeError(f"Unknown recipe {name!r}. Built in: {', '.join(RECIPES)}. A file's name ends in .yaml.")
+    values = _named(name)
+    if smoke:
+        values = shrunk(_checked(name, values)).model_dump(mode="json")
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -50,7 +52,25 @@ def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def _named(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in above:
+        raise RecipeError(f"A recipe cannot be its own base: {' → '.join((*above, name))}.")
+    if name.lower().endswith(FILES):
+        return _from_file(name, above)
+    if ":" in name:
+        return _from_function(name)
+    if name in RECIPES:
+        return RECIPES[name]().model_dump(mode="json")
+    near = get_close_matches(name, RECIPES, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise RecipeError(
+        f"Unknown recipe {name!r}.{hint} Built in: {', '.join(RECIPES)}. A file's name ends in .yaml; a function is "
+        "module:function."
+    )
+
+
+def _from_file(name: str, above: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(name)
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -61,34 +81,78 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{path} holds no recipe: keys with values are wanted, as `perfuse recipe show quickstart` prints."
         )
-    return {"name": path.stem, **values}
+    base = values.pop("base", None)
+    if base is None:
+        return {"name": path.stem, **values}
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base = {base!r} names no recipe. Built in: {', '.join(RECIPES)}.")
+    if base.lower().endswith(FILES):
+        base = str(path.parent / base)
+    return _merged(_named(base, (*above, name)), {"name": path.stem, **values})
+
+
+def _from_function(name: str) -> dict[str, Any]:
+    """What a function of the user's own returns; its module is looked for in the current folder too."""
+    module, _, function = name.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        made = getattr(import_module(module), function)()
+    except Exception as error:  # it is the user's code
+        raise RecipeError(
+            f"Recipe {name}: {type(error).__name__}: {error}. Wanted is module:function, a function without arguments that returns a "
+            "perfuse.recipes.Recipe, in this folder or installed."
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not isinstance(made, Recipe):
+        raise RecipeError(f"Recipe {name}: the function returned {made!r}, not a perfuse.recipes.Recipe.")
+    return made.model_dump(mode="json")
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; all else, lists too, is replaced."""
+    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
+    return under | over | both
 
 
 def _checked(name: str, values: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise RecipeError(f"Recipe {name}: {_unknown(place)}") from error
-        raise RecipeError(f"Recipe {name}: {place or 'recipe'} = {first['input']!r}: {first['msg']}.") from error
+        faults = "; ".join(_fault(dict(fault)) for fault in error.errors())
+        raise RecipeError(f"Recipe {name}: {faults.rstrip('.')}.") from error
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    place = ".".join(map(str, fault["loc"])) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return unknown_key(place)
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {said}" if isinstance(fault["input"], dict) else f"{place} = {fault['input']!r}: {said}"
 
 
 def _set(values: Any, key: str, text: str) -> None:
-    """Replace one value of a recipe, before it is validated."""
+    """Replace one value of a recipe; that the key exists and takes the value is checked with the whole."""
     *above, last = key.split(".")
     try:
         for part in above:
-            values = values[_index(values, part)]
+            at = _index(values, part)
+            if values[at] is None:
+                values[at] = {}
+            values = values[at]
         place = _index(values, last)
-        nested = isinstance(values[place], dict)
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise RecipeError(_unknown(key)) from None
+        before = values[place] if isinstance(values, list) else values.get(place)
+    except IndexError:
+        raise RecipeError(
+            f"{key}: there is no such item; the list holds {len(values)}. Give all of them: key=[{{…}}, {{…}}]"
+        ) from None
+    except (KeyError, AttributeError, ValueError):
+        raise RecipeError(unknown_key(key)) from None
     given = _value(text)
-    if nested and not isinstance(given, dict):
-        raise RecipeError(_unknown(key))
-    if isinstance(given, str) and (isinstance(values[place], list) or "," in given):
+    if isinstance(before, dict) and not isinstance(given, dict):
+        raise RecipeError(unknown_key(key))
+    if isinstance(given, str) and (isinstance(before, list) or "," in given):
         given = [item.strip() for item in given.split(",") if item.strip()]
     values[place] = given
 
@@ -115,21 +179,3 @@ def _flat(values: Any, above: str = "") -> dict[str, Any]:
     if isinstance(values, list) and any(isinstance(v, dict) for v in values):
         return {k: v for at, value in enumerate(values) for k, v in _flat(value, f"{above}{at}.").items()}
     return {above.rstrip("."): values}
-
-
-def keys(model: type[BaseModel] = Recipe, above: str = "") -> list[str]:
-    """All keys that can be set, dotted."""
-    found: list[str] = []
-    for name, info in model.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found += keys(kind, f"{above}{name}.")
-        else:
-            found.append(above + name)
-    return found
-
-
-def _unknown(key: str) -> str:
-    near = get_close_matches(key, keys(), n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"Unknown key {key!r}.{hint} There are: {', '.join(keys())}."

@@ -15,6 +15,7 @@ from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import learning_rate
+from perfuse.training.pace import Pace
 from perfuse.training.state import State, encoder_of
 from perfuse.training.validation import validate
 
@@ -51,7 +52,8 @@ def train(
     network = wrap(state.network)
     learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]
     first = state.step + 1
-    for step in _steps(batches(state.step * recipe.accumulate), recipe.accumulate):
+    pace = Pace(recipe.batch * recipe.accumulate)
+    for step in _steps(pace.batches(batches(state.step * recipe.accumulate)), recipe.accumulate):
         try:
             losses = learn(step)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -59,6 +61,7 @@ def train(
                 f"compiled = true: this network cannot be compiled here ({type(error).__name__}: "
                 f"{' '.join(str(error).split()[:30])}). Compiling needs a C++ compiler. Use --set compiled=false"
             ) from error
+        pace.step()
         due = state.step % recipe.validate_every == 0 or state.step == recipe.steps
         stopping = stop()
         pictures: dict[str, bytes] = {}
@@ -69,7 +72,7 @@ def train(
         if rank == 0 and (due or stopping or state.step % recipe.checkpoint_every == 0):
             checkpoints.save(job.folder, state.as_dict())
         if due or state.step == first or state.step % REPORT_EVERY == 0:
-            report(state.step, {k: float(v) for k, v in losses.items()}, pictures)
+            report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, pictures)
         if stopping:
             return
 

@@ -10,6 +10,7 @@ from perfuse.errors import RecipeError
 from perfuse.finding import find_scans, preferred_label
 from perfuse.models import with_source
 from perfuse.recipes import Recipe
+from perfuse.recipes.checking import check_planes
 from perfuse.splits import split_by_donor
 from perfuse.training import checkpoints
 from perfuse.training.initial import pinned
@@ -66,6 +67,8 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str) -> TrainingJob:
         validation=recipe.validation,
         holdout=recipe.holdout,
     )
+    for scan in split.train:
+        check_planes(recipe, scan.info.specimen, scan.shape_zyx)
     train = tuple(_source(s, recipe.labels) for s in split.train)
     validation = tuple(_source(s, recipe.labels) for s in split.validation)
     for source, scan in zip(validation, split.validation, strict=True):

@@ -1,8 +1,10 @@
 """What a network scores on held-out donors while it trains: a box in the middle of each one's largest label, all thresholds at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from perfuse.catalog import Scan
@@ -18,13 +20,16 @@ STEADY = [-(-255 * k // 40) - 1 for k in range(1, 40)]
 VOXELS = 2_400_000
 """Of each validation scan, scored while training; the final scores are of whole scans."""
 
+Slice = tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.uint8]]
+"""Of one plane: image, truth, probability."""
+
 
 def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, float], dict[str, bytes]]:
     """Scores of all scans together at their best threshold, `val_score` by the recipe's criterion, and a picture of each."""
     network.eval()
-    scans, pictures = [], {}
+    scans, slices = [], {}
     for source in job.validation:
-        counts, pictures[source.specimen] = _score(job, network, source)
+        counts, slices[source.specimen] = _score(job, network, source)
         scans.append(counts)
     curve = sum(scans, CurveCounts()).curve()
     at = curve.best - 1
@@ -34,7 +39,7 @@ def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, floa
         "val_threshold": curve.best / 255,
         "val_score": score(scans, job.recipe.criterion),
     }
-    return scores, pictures
+    return scores, {specimen: one_slice(*planes, curve.best) for specimen, planes in slices.items()}
 
 
 def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
@@ -50,7 +55,7 @@ def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
     return float(np.nan_to_num(values).max())
 
 
-def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, bytes]:
+def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, Slice]:
     scan = Scan.open(source.url)
     box = middle(max((b.box for b in scan.label_boxes(source.label)), key=lambda b: b.size))
     soft = probability(network, job.forward(), scan, box)
@@ -59,7 +64,7 @@ def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[
     counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1), known=np.pad(known, 1, constant_values=True))
     k = soft.shape[0] // 2
     image = scan.read_image(box)[k]
-    return counts, one_slice(image, truth[k], soft[k])
+    return counts, (image, truth[k], soft[k])
 
 
 def middle(whole: Box) -> Box:

@@ -1,0 +1,32 @@
+"""Whether a recipe can work: its network, built without memory for weights, and its crops in the scans they are cut from."""
+
+from perfuse.errors import RecipeError
+from perfuse.geometry import Index3, move_axis
+from perfuse.recipes.schema import Recipe
+
+
+def weights(recipe: Recipe) -> int:
+    """How many weights the network has; it is built on PyTorch's meta device, without memory for them.
+
+    Raises RecipeError when it cannot be built, or takes no crops or tiles of the recipe's size.
+    """
+    import torch
+
+    from perfuse.models import build, check_size
+
+    with torch.device("meta"):
+        check_size(recipe.network, (recipe.crop, recipe.tile))
+        return sum(p.numel() for p in build(recipe.network).parameters())
+
+
+def check_planes(recipe: Recipe, scan: str, shape_zyx: Index3) -> None:
+    """Raise RecipeError when planes of a scan along one of the axes are so narrow that crops would be mostly mirror images."""
+    for axis in recipe.axes:
+        _, rows, columns = move_axis(shape_zyx, "zyx".index(axis))
+        if 2 * min(rows, columns) < recipe.crop:
+            rest = ",".join(a for a in recipe.axes if a != axis)
+            raise RecipeError(
+                f"Planes of {scan} along axis {axis} have {rows} × {columns} pixels: less than half of a crop of "
+                f"{recipe.crop}. Leave the axis out{f' (--set axes={rest})' if rest else ''}, or choose smaller crops by "
+                "--set crop=…"
+            )

@@ -1,0 +1,47 @@
+"""The keys of a recipe, and what was meant by one that is none of them."""
+
+import re
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from perfuse.recipes.schema import Recipe
+
+ITEM = re.compile(r"\.\d+(?=\.|$)")
+"""The number of an item of a list, as in losses.1.weight."""
+
+
+def keys(model: type[BaseModel] = Recipe, above: str = "") -> list[str]:
+    """All keys that can be set, dotted; those of a list's items as of its first, losses.0.kind."""
+    found: list[str] = []
+    for name, info in model.model_fields.items():
+        found.append(above + name)
+        for inner in _models_in(info.annotation):
+            found += keys(inner, f"{above}{name}.{'0.' if get_origin(info.annotation) is tuple else ''}")
+    return found
+
+
+def _models_in(kind: Any) -> list[type[BaseModel]]:
+    return [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+
+
+def unknown_key(key: str) -> str:
+    """Says that a key does not exist, which is nearest, and which there are beside it."""
+    there, asked = keys(), ITEM.sub(".0", key)
+    section = asked
+    while section and not any(k.startswith(f"{section}.") for k in there):
+        section = section.rpartition(".")[0]
+    prefix = f"{section}." if section else ""
+    beside = [k for k in there if k.startswith(prefix) and "." not in k.removeprefix(prefix)]
+    listed = f"There are: {', '.join(_numbered(k, key) for k in beside)}."
+    if section == asked:
+        return f"{key!r} holds several values. {listed}"
+    near = get_close_matches(asked, there, n=1)
+    hint = f" Did you mean {_numbered(near[0], key)}?" if near else ""
+    return f"Unknown key {key!r}.{hint} {listed}"
+
+
+def _numbered(key: str, like: str) -> str:
+    number = ITEM.search(like)
+    return ITEM.sub(number.group() if number else ".0", key)

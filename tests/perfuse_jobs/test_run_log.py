@@ -1,0 +1,132 @@
+"""The run in MLflow, through a server that goes away in the middle and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perfuse import storage, tracking
+from perfuse.errors import ServerError
+from perfuse.recipes import Recipe
+from perfuse.training import TrainingJob, plan_job
+from perfuse.training.checkpoints import latest_step
+from perfuse.training.local import train_local
+from perfuse_jobs import run_log
+from perfuse_jobs.run_log import RunLog
+
+
+class Server:
+    """An MLflow server on SQLite, which can be killed and started again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", self.folder]
+        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", *stores]
+        self.process = subprocess.Popen(
+            [sys.executable, *words],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while not self.answers():
+            assert time.monotonic() < deadline, "MLflow does not start"
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server(tmp_path)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def job(tiny: Recipe, scans: Path, workdir: Path) -> TrainingJob:
+    return plan_job(tiny, str(scans), str(workdir / "runs"))
+
+
+def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(
+    job: TrainingJob, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: dict[int, float] = {}
+    seconds: list[float] = []
+    with RunLog(job, "tubes") as log:
+
+        def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
+            if step == 8:
+                server.kill()
+            told[step] = metrics["loss"]
+            begin = time.monotonic()
+            log(step, metrics, pictures)
+            seconds.append(time.monotonic() - begin)
+
+        train_local(job, report)
+        assert latest_step(job.folder) == 24, "the training is done while MLflow is away"
+        assert max(seconds[1:]) < 0.3, "no step waits; the first does, for the run to be open"
+        server.start()
+        log.flush()
+        run = log.run()
+    assert list(told) == [1, 8, 10, 16, 20, 24]
+    assert run.history()["loss"] == pytest.approx(told)
+    assert run.files("pictures") == [f"pictures/c/step-{s:06d}.png" for s in (8, 16, 24)]
+    assert run.read("pictures/c/step-000016.png").startswith(b"\x89PNG")
+    assert tracking.client().get_run(run.id).info.status == "FINISHED"
+    said = capsys.readouterr().err
+    assert said.count("does not answer") == said.count("MLflow answers again") == 1
+
+
+@pytest.mark.parametrize("ending", [None, KeyboardInterrupt])
+def test_what_is_not_told_at_the_end_is_told_by_the_same_command(
+    job: TrainingJob, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException] | None
+) -> None:
+    def away(*_: object) -> None:
+        raise ServerError("MLflow does not answer.")
+
+    def cut_off() -> None:
+        with monkeypatch.context() as patch, RunLog(job, "tubes") as log:
+            log(1, {"loss": 1.0}, {})
+            log.flush()
+            patch.setattr(tracking.Run, "log", away)
+            patch.setattr(run_log, "PATIENCE_S", 1.5)
+            for step in (2, 3):
+                log(step, {"loss": 1 / step}, {})
+            if ending:
+                raise ending
+            log.flush()
+
+    with pytest.raises(ending or ServerError):
+        cut_off()
+    assert [entry["step"] for entry in storage.read_json(f"{job.folder}/unsent.json")] == [2, 3]
+    with RunLog(job, "tubes") as log:
+        assert log.run().history()["loss"] == {1: 1, 2: 1 / 2, 3: 1 / 3}
+    assert not storage.exists(f"{job.folder}/unsent.json")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from perfuse import sampling, storage
@@ -27,7 +28,9 @@ RESTARTS = 3
 """How often the workers are started again after one has died, before the training fails."""
 
 STOP, STOPPED = "stop", "stopped"
-"""What the driver orders after SIGTERM, and what rank 0 answers when the checkpoint is written."""
+"""The file in the job's folder by which the driver orders an end, and what rank 0 answers when the checkpoint is written."""
+STOP_SECONDS = 1.0
+"""Between two looks for that file."""
 
 CUTTERS, CUTTER_CPUS = 2, 0.5
 MOST_BLOCKS = 1024
@@ -44,20 +47,21 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: int) -> None:
     connect(workers)
     from ray.util.queue import Empty, Queue
 
-    reports, orders = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+    reports, order = Queue(actor_options={"num_cpus": 0}), storage.join(job.folder, STOP)
+    storage.remove_file(order)
     try:
         with on_sigterm() as stop:
-            fitted = _fit_in_thread(_trainer(job, reports, orders, workers))
+            fitted = _fit_in_thread(_trainer(job, reports, workers))
             for told in _told(fitted, reports, Empty):
-                if stop.is_set() and orders.empty():
-                    orders.put(STOP)
+                if stop.is_set() and not storage.exists(order):
+                    storage.write_bytes(order, b"")
                 if told == STOPPED:
                     raise KeyboardInterrupt
                 if told is not None:
                     report(*told)
     finally:
         reports.shutdown(force=True)
-        orders.shutdown(force=True)
+        storage.remove_file(order)
 
 
 def _told(fitted: "Future[None]", reports: Any, empty: type[Exception]) -> Iterator[Any]:
@@ -76,13 +80,13 @@ def _told(fitted: "Future[None]", reports: Any, empty: type[Exception]) -> Itera
         raise refusal or error
 
 
-def _trainer(job: TrainingJob, reports: Any, orders: Any, workers: int) -> "TorchTrainer":
+def _trainer(job: TrainingJob, reports: Any, workers: int) -> "TorchTrainer":
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     return TorchTrainer(
         run_rank,
-        train_loop_config={"job": job.model_dump_json(), "reports": reports, "orders": orders},
+        train_loop_config={"job": job.model_dump_json(), "reports": reports},
         scaling_config=_scaling(workers),
         run_config=_run_config(job),
     )
@@ -150,7 +154,7 @@ def run_rank(config: dict[str, Any]) -> None:
 
     wish = threading.Event()
     if rank == 0:
-        threading.Thread(target=_await, args=(config["orders"], wish), daemon=True).start()
+        threading.Thread(target=_await, args=(storage.join(job.folder, STOP), wish), daemon=True).start()
     try:
         train(
             job,
@@ -169,11 +173,13 @@ def run_rank(config: dict[str, Any]) -> None:
         raise
 
 
-def _await(orders: Any, wish: threading.Event) -> None:
-    """Set the wish when the driver has given its order, which stays in the queue for those who start anew."""
-    while orders.empty():
-        time.sleep(0.5)
-    wish.set()
+def _await(order: str, wish: threading.Event) -> None:
+    """Set the wish when the driver has given its order, which stays for those who start anew. A store may be away for a while."""
+    while not wish.is_set():
+        time.sleep(STOP_SECONDS)
+        with suppress(PerfuseError):
+            if storage.exists(order):
+                wish.set()
 
 
 def batches(job: TrainingJob, rank: int, world: int, first_step: int) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from perfuse.bundle import Bundle
+from perfuse.bundle import Bundle, weights_digest
 from perfuse.cli import build as cli
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import RecipeError, RegistryError
@@ -17,7 +17,7 @@ from perfuse.models import build, fit_weights, read_weights
 from perfuse.recipes import load_recipe
 from perfuse.registry import load_bundle, register
 from perfuse.tracking import Run
-from perfuse.training import checkpoints
+from perfuse.training import checkpoints, finished_bundle
 from perfuse.training.initial import initial_weights, pinned
 from perfuse.training.job import Source, TrainingJob
 from perfuse.training.state import State
@@ -68,6 +68,27 @@ def test_a_training_starts_from_the_best_or_the_latest_of_another(run: str, wish
 def test_a_start_that_is_not_there_is_refused(run: str, wish: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         pinned(wish, run)
+
+
+def test_the_digest_of_a_pretrained_encoder_survives_into_the_lineage(tmp_path, monkeypatch) -> None:
+    published = {k.removeprefix("encoder.model."): v for k, v in weights(8).items() if k.startswith("encoder.model.")}
+    colours = {k: v.repeat(1, 3, 1, 1) / 3 if k == "conv1.0.weight" else v for k, v in published.items()}
+    save_file(colours, tmp_path / "tu-test_resnet.safetensors")
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", str(tmp_path))
+    made = job(str(tmp_path), "", encoder_weights="imagenet")
+    made = made.model_copy(update={"recipe": made.recipe.model_copy(update={"init_from": None, "steps": 1})})
+    state = State(made, None, "cpu", "fp32")
+    encoder = {k.removeprefix("encoder."): v for k, v in state.network.state_dict().items() if k.startswith("encoder.")}
+    state.step = 1
+    checkpoints.save(made.folder, state.as_dict())
+    assert finished_bundle(made).lineage["origin"] == {
+        "encoder": "tu-test_resnet",
+        "encoder_weights": "imagenet",
+        "encoder_sha256": weights_digest(encoder),
+    }
+    torch.testing.assert_close(
+        encoder["model.layer1.0.conv1.weight"], published["layer1.0.conv1.weight"], rtol=0, atol=0
+    )
 
 
 def test_another_network_does_not_fit(run: str) -> None:

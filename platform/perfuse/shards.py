@@ -100,7 +100,7 @@ class ShardFormat:
         except FileNotFoundError:
             return voxels
         grid = [s // c for s, c in zip(self.shard_zyx, self.chunk_zyx, strict=True)]
-        index = np.frombuffer(stored, "<u8", 2 * prod(grid), len(stored) - 16 * prod(grid) - 4).reshape(*grid, 2)
+        index = _index(stored[-16 * prod(grid) - 4 :], grid)
         chunk = np.empty(self.chunk_zyx, self.dtype)
         for part in blocks(box.shape, self.chunk_zyx):
             offset, size = map(int, index[tuple(a // c for a, c in zip(part.start, self.chunk_zyx, strict=True))])
@@ -122,7 +122,7 @@ class ShardFormat:
                 (tail,) = storage.read_ranges(url, [(-16 * prod(grid) - 4, 0)])
             except FileNotFoundError:
                 continue
-            index = np.frombuffer(tail, "<u8", 2 * prod(grid)).reshape(*grid, 2)
+            index = _index(tail, grid)
             parts, ranges = [], []
             for part in _meeting(box.intersect(shard), self.chunk_zyx, self.shape_zyx):
                 inside = part.relative_to(shard.start).start
@@ -180,6 +180,14 @@ def _meeting(box: Box, size: Index3, shape: Index3) -> Iterator[Box]:
     for block in blocks(index3([b - a for a, b in zip(first, box.stop, strict=True)]), size):
         start = block.shifted(first).start
         yield Box(start, index3([min(a + n, m) for a, n, m in zip(start, size, shape, strict=True)]))
+
+
+def _index(tail: bytes, grid: list[int]) -> npt.NDArray[np.uint64]:
+    """Offset and size of each chunk, from the last bytes of a shard; ValueError where their checksum is another."""
+    table = tail[:-4]
+    if len(table) != 16 * prod(grid) or google_crc32c.value(table).to_bytes(4, "little") != tail[-4:]:
+        raise ValueError("the index of the shard is damaged")
+    return np.frombuffer(table, "<u8").reshape(*grid, 2)
 
 
 def _url(array: zarr.Array[Any]) -> str:

@@ -1,5 +1,6 @@
 """A shard made here is what any Zarr library reads, and is replaced whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,16 @@ def test_digests_are_those_of_the_stored_bytes(tmp_path: Path) -> None:
     flipped.write_bytes(data)
     assert volumes.stored_digests(array, box)[32:] != wanted[32:]
     assert volumes.stored_digests(array, box)[:32] == wanted[:32]
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-7], lambda data: data[:100], lambda data: data[:-9] + b"\1" + data[-8:]]
+)
+def test_a_torn_shard_is_refused(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    array = stored(tmp_path / "v", np.arange(40**3, dtype=np.uint16).reshape(40, 40, 40), Layout())
+    shard, form, box = tmp_path / "v/0/c/0/0/0", ShardFormat.of(array), Box.whole((40, 40, 40))
+    shard.write_bytes(harm(shard.read_bytes()))
+    with pytest.raises(ValueError, match="index of the shard is damaged"):
+        form.read(box)
+    with pytest.raises(ValueError, match="index of the shard is damaged"):
+        form.read_box(box)

@@ -128,7 +128,7 @@ def _fit_in_thread(trainer: "TorchTrainer") -> "Future[None]":
         try:
             trainer.fit()
             fitted.set_result(None)
-        except Exception as error:  # noqa: BLE001 - raised again in the main thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread; SystemExit when Ray goes first
             fitted.set_exception(error)
 
     threading.Thread(target=fit, daemon=True).start()

@@ -60,8 +60,8 @@ def positions(recipe: Recipe, rank: int, world: int) -> range:
 
 
 def threads() -> int:
-    """How many threads read bricks, and how many cut crops: one a core that this process may use."""
-    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    """How many threads read bricks, and how many cut crops: one a core."""
+    return min(os.cpu_count() or 1, MOST_THREADS)
 
 
 class Cutter:

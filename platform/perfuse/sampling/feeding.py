@@ -17,7 +17,7 @@ from perfuse.sampling.bricks import Brick, Memory, PlacedBrick, read_brick
 from perfuse.sampling.grid_order import GridOrder
 from perfuse.sampling.places import HELD_VOXELS, Place, Window
 from perfuse.sampling.random_order import GROUP_STEPS, RandomOrder
-from perfuse.sampling.sources import Opened, opened
+from perfuse.sampling.sources import opened
 from perfuse.training.job import TrainingJob
 
 Crops = dict[str, npt.NDArray[Any]]
@@ -59,8 +59,8 @@ def positions(recipe: Recipe, rank: int, world: int) -> range:
 
 
 def threads() -> int:
-    """How many threads read bricks, and how many cut crops: one a core that this process may use."""
-    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    """How many threads read bricks, and how many cut crops: one a core."""
+    return min(os.cpu_count() or 1, MOST_THREADS)
 
 
 class Cutter:
@@ -69,6 +69,7 @@ class Cutter:
     def __init__(self, job: TrainingJob) -> None:
         self.job = job
         self.order = order_of(job)
+        self._sources = [opened(source, job.recipe.normalisation) for source in job.train]
         self._shape = cutting.CropShape.of(job.recipe)
         self._readers = ThreadPoolExecutor(threads(), "perfuse-reader")
         self._bricks: OrderedDict[Place, Future[Brick]] = OrderedDict()
@@ -90,7 +91,7 @@ class Cutter:
         with self._lock:
             if place not in self._bricks:
                 self._make_room(self.bytes_of(place))
-                self._bricks[place] = self._readers.submit(read_brick, self._source(place), place, self._memory)
+                self._bricks[place] = self._readers.submit(read_brick, self._sources[place.source], place, self._memory)
             self._bricks.move_to_end(place)
             return self._bricks[place]
 
@@ -102,10 +103,7 @@ class Cutter:
 
     def bytes_of(self, place: Place) -> int:
         """Memory of a brick: image, label, and what is known."""
-        return place.box.size * (self._source(place).image.dtype.itemsize + 2)
-
-    def _source(self, place: Place) -> Opened:
-        return opened(self.job.train[place.source], self.job.recipe.normalisation)
+        return place.box.size * (self._sources[place.source].image.dtype.itemsize + 2)
 
     def look_ahead(self, step: int, wanted: range) -> None:
         """Begin to read what the steps of the next group need, as far as there is room beside what this one needs.
@@ -138,7 +136,7 @@ class Cutter:
         recipe = self.job.recipe
         for number, position in enumerate(wanted):
             brick = bricks[self.order.place(step, position)].result()
-            source = self._source(brick.place)
+            source = self._sources[brick.place.source]
             scale = cutting.scaling(source.low, source.high, recipe.normalisation)
             window = self.order.window(step, position, brick)
             cutting.cut(brick, window, self._shape, scale, (image[number], target[number], known[number]))

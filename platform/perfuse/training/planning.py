@@ -8,6 +8,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Frozen
 from perfuse.recipes import Recipe
 from perfuse.sampling import feeding
+from perfuse.sampling.grid_order import GridOrder
 from perfuse.training.job import Source, TrainingJob
 
 PROBE_CROPS = 2
@@ -46,7 +47,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
         whole = range(recipe.batch)
         cutter.check(0, whole)
         bricks = [cutter.bytes_of(place) for place in cutter.order.read(recipe.batches)]
-        epoch = getattr(cutter.order, "length", None)
+        epoch = cutter.order.length if isinstance(cutter.order, GridOrder) else None
     seconds = step_seconds(recipe, device)
     batches = feeding.batch_bytes(recipe, recipe.batch) * (
         feeding.batches_ahead(recipe, recipe.batch) + feeding.threads()

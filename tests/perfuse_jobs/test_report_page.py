@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -16,6 +18,15 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small are slower on more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_the_report_of_a_training_opens_offline(
     verb: Any, scans: Path, workdir: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -24,6 +35,7 @@ def test_the_report_of_a_training_opens_offline(
     words = ["train", "quickstart", "--data", scans, "--name", "tubes", *tiny_settings, "--local"]
     uri = verb(*words)
     said = capsys.readouterr().err
+    assert "Report: " in said
     path = Path(said.split("Report: ")[1].split("\n")[0])
     assert path.parent.parent == workdir / "runs"
     assert "steps/s" in said

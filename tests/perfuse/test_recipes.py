@@ -30,7 +30,7 @@ def test_the_sennet_systems_are_those_of_the_write_ups() -> None:
     cycle = [learning_rate(third.changed(steps=1000), step) for step in range(1000)]
     assert cycle == pytest.approx(one_cycle(1e-4, 1000), abs=1e-6)
     assert (cycle[0], max(cycle), cycle[-1]) == pytest.approx((4e-6, 1e-4, 4e-10), rel=1e-3)
-    assert [(t.kind, t.weight) for t in fifth.losses] == [("boundary_bce", 0.9), ("dice", 0.01), ("focal", 0.09)]
+    assert [(t.kind, t.weight) for t in fifth.losses] == [("boundary_bce", 0.9), ("dice", 0.01), ("focal", 0.18)]
     assert [learning_rate(fifth, s) for s in (0, fifth.steps - 1)] == pytest.approx([3e-4, 3e-5])
     ninth_epoch = thirteenth.steps * 9 // 15
     assert learning_rate(thirteenth, ninth_epoch - 1) == 1e-4

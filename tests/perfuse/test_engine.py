@@ -48,6 +48,7 @@ BASE = [
     "clip_norm=none",
     "precision=fp32",
     "ema_decay=0",
+    "augmentation={flips: 0, quarter_turns: 0, brightness: 0, contrast: 0, gamma: 0, noise: 0}",
 ]
 PLAIN = [*BASE, "network.module=normless_of_test_engine:Net"]
 NORMED = [*BASE, "network.encoder=tu-test_resnet", "network.decoder_channels=16,16,8,8,8"]
@@ -71,7 +72,7 @@ def modules(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture
 def make(tmp_path, modules) -> MakeJob:
-    source = Source(url="nowhere", specimen="a", label="human", scan_digest="", label_digest="")
+    source = Source(url="nowhere", specimen="a", donor="a", label="human", scan_digest="", label_digest="")
 
     def job(base: list[str], *settings: str) -> TrainingJob:
         recipe = load_recipe("quickstart", [*base, *settings])
@@ -95,7 +96,8 @@ def batches(job: TrainingJob, first: int, crops: int | None = None) -> Iterator[
             image = rng.random((job.recipe.network.planes, 32, 32), np.float32)
             parts.append((image, (image[:1] > 0.8).astype(np.float32), np.ones((1, 32, 32), np.float32)))
         image, target, known = (np.stack(p) for p in zip(*parts, strict=True))
-        yield {"image": image, "target": target, "known": known}
+        place = {"step": np.asarray(number), "position": np.arange(size)}
+        yield place | {"image": image, "target": target, "known": known}
 
 
 def trained(job: TrainingJob, **about: Any) -> State:
@@ -132,7 +134,7 @@ rank, world = int(sys.argv[3]), int(sys.argv[4])
 engine.validate = lambda job, network: ({"val_score": 0.5}, {})
 dist.init_process_group("gloo", init_method="file://" + sys.argv[5], rank=rank, world_size=world)
 low, high = rank * job.recipe.batch // world, (rank + 1) * job.recipe.batch // world
-share = lambda first: ({k: v[low:high] for k, v in b.items()} for b in batches(job, first))
+share = lambda first: ({k: v[low:high] if v.ndim else v for k, v in b.items()} for b in batches(job, first))
 engine.train(job, share, rank=rank, world=world, report=lambda *_: None, wrap=torch.nn.parallel.DistributedDataParallel)
 dist.destroy_process_group()
 """

@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> str:
 
 
 def job(storage: str, init_from: str, **network) -> TrainingJob:
-    source = Source(url="nowhere", specimen="a", label="human", scan_digest="", label_digest="")
+    source = Source(url="nowhere", specimen="a", donor="a", label="human", scan_digest="", label_digest="")
     update = {"init_from": init_from, "network": RECIPE.network.model_copy(update=network)}
     recipe = RECIPE.model_copy(update=update)
     return TrainingJob(

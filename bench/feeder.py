@@ -113,7 +113,9 @@ def main() -> None:
     try:
         bench = scan(folder)
         recipe = load_recipe("quickstart", [f"crop={CROP}", f"batch={BATCH}", "steps=100000", "network.planes=1"])
-        source = Source(url=bench.url, specimen="bench", label="human", scan_digest="bench", label_digest="bench")
+        source = Source(
+            url=bench.url, specimen="bench", donor="bench", label="human", scan_digest="bench", label_digest="bench"
+        )
         job = TrainingJob(
             recipe=recipe.model_copy(update={"sampling": Sampling(foreground_share=0.5)}),
             train=(source,),

@@ -49,7 +49,8 @@ def over_thresholds(curve: Curve) -> bytes:
 def _lines(axes: "Axes", history: History, names: list[str], title: str) -> None:
     for name in names:
         if name in history:
-            axes.plot(*_points(history, name), label=name.replace("_", " "), linewidth=1.2)
+            marker = "o" if len(history[name]) == 1 else None
+            axes.plot(*_points(history, name), label=name.replace("_", " "), linewidth=1.2, marker=marker)
     axes.set_xlabel("step", fontsize=8)
     _dress(axes, title)
 

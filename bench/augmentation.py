@@ -11,26 +11,10 @@ from perfuse.augmentation import augment
 from perfuse.contract import Network
 from perfuse.losses import combined
 from perfuse.models import best_device, build, resolve_precision
-from perfuse.recipes import RECIPES, Augmentation
-from perfuse.recipes.schema import Deformation, Warp
+from perfuse.recipes import RECIPES
 
 BATCH, CROP = 8, 512
 RUNS, STEPS = 9, 3
-SENNET_3RD = Augmentation(
-    quarter_turns=0.5,
-    warp=Warp(chance=0.95, shift=0.3, scale=(0.55, 1.05), rotate=45),
-    deformation=Deformation(chance=0.8),
-    brightness=0.2,
-    contrast=0.2,
-    gamma=0.2,
-    gamma_chance=0.8,
-    blur=("gauss", "motion"),
-    blur_chance=0.1,
-    sharpen_chance=0.5,
-    noise=0.5,
-    noise_chance=1.0,
-)
-"""As the 3rd place of SenNet + HOA states it, one plane."""
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -69,7 +53,7 @@ def main() -> None:
     print(f"{'setting':<14}{'planes':>7}{'step ms':>10}{'augment ms':>12}{'share':>8}")
     for name, settings, planes in (
         ("quickstart", RECIPES["quickstart"]().augmentation, 3),
-        ("sennet_3rd", SENNET_3RD, 1),
+        ("sennet_3rd", RECIPES["sennet_3rd"]().augmentation, 1),
     ):
         crops, step = batch(planes, device), bare_step(planes, device)
         step()

@@ -159,6 +159,17 @@ def _enter(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     return f"{env['PERFUSE_BUCKET_URL']}/tests/{uuid.uuid4().hex}"
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as those of tests are slower on more threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def mlflow_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a fresh MLflow on SQLite, which is also this test's default."""

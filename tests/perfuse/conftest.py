@@ -1,13 +1,12 @@
 """Small scans, written through the library itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from perfuse import storage, volumes
 from perfuse.catalog import LabelInfo, Scan, ScanInfo
@@ -45,15 +44,6 @@ def _write_image(folder: Path, specimen: str, image: npt.NDArray[Any], voxel: fl
         intensity={},
     ).model_dump(mode="json")
     return Scan.open(url)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks as small as those of tests are slower on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,19 @@
 """What a training would take is what it takes; nothing is written to say it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from perfuse.recipes import load_recipe
 from perfuse.sampling import feed, feeding
 from perfuse.training import TrainingJob, plan_job
 from perfuse.training.planning import plan_training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = (40, 72, 130)
 TINY = ["network.encoder=tu-test_resnet", "network.decoder_channels=16,8,8,8,8", "crop=32", "batch=6", "steps=40"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,29 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.journey,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(
         CHROMIUM is None and "PERFUSE_REQUIRE_SERVERS" not in os.environ, reason="needs Debian's package chromium"
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_report_of_a_training_opens_offline(

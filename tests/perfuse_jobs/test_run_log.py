@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from perfuse import storage, tracking
 from perfuse.errors import ServerError
@@ -21,6 +20,8 @@ from perfuse.training.checkpoints import latest_step
 from perfuse.training.local import train_local
 from perfuse_jobs import run_log
 from perfuse_jobs.run_log import RunLog
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Server:
@@ -59,15 +60,6 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ def vesselnn() -> Recipe:
         validate_every=40,
         learning_rate=1e-3,
         ema_decay=0.99,
-        sampling=Sampling(),
         augmentation=Augmentation(warp=Warp(chance=1, scale=(1 / 1.6, 1.6)), brightness=0.3, contrast=0.3, gamma=1.5),
         tile=256,
     )

@@ -95,8 +95,9 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
     train, validation = (
         _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, selects=selects)
     )
+    shapes = {scan.url: scan.shape_zyx for scan in scans}
     for source in train:
-        check_planes(recipe, source.specimen, Scan.open(source.url).shape_zyx)
+        check_planes(recipe, source.specimen, shapes[source.url])
     recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {

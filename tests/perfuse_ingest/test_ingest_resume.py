@@ -185,15 +185,17 @@ def test_two_do_not_write_one_scan(tmp_path: Path, source: Path) -> None:
 
 
 def test_memory_does_not_grow_with_depth(tmp_path: Path, stack_folder: Callable[..., Path]) -> None:
+    """How many slabs the threads hold at one time is up to the scheduler (9 to 23 MB were seen, at any depth)."""
     import tracemalloc
 
-    peaks = []
-    for depth in (640, 1920):
+    def stack(depth: int) -> Path:
         volume = np.random.default_rng(0).integers(0, 4000, (depth, 96, 96), dtype=np.uint16)
-        folder = stack_folder(tmp_path / str(depth), volume)
-        del volume
-        tracemalloc.start()
-        ingest(str(folder), str(tmp_path / f"{depth}.ome.zarr"), **ABOUT)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0], f"{peaks} bytes for 640 and 1,920 slices"
+        return stack_folder(tmp_path / str(depth), volume)
+
+    ingest(str(stack(96)), str(tmp_path / "imports.ome.zarr"), **ABOUT)
+    deep, voxels = stack(5760), 5760 * 96 * 96
+    tracemalloc.start()
+    ingest(str(deep), str(tmp_path / "deep.ome.zarr"), **ABOUT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * voxels / 3, f"{peak} bytes for a stack of {2 * voxels}"

@@ -21,6 +21,7 @@ from perfuse.registry import load_bundle, scores_of
 from perfuse.training import TrainingJob, plan_job
 from perfuse.training.checkpoints import latest_step
 from perfuse_jobs import distributed
+from perfuse_jobs.workers import Workers
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_worker_that_is_killed_is_started_again_at_the_checkpoint(job: Trainin
             os.kill(train_workers()[0], signal.SIGKILL)
         steps.append(step)
 
-    distributed.train_on_ray(job, report, workers=2)
+    distributed.train_on_ray(job, report, workers=Workers(2, 2))
     assert latest_step(job.folder) == 24
     assert steps[-1] == 24
     assert steps.count(24) == 1
@@ -100,7 +101,7 @@ def test_sigterm_to_the_driver_is_a_checkpoint_and_an_end_as_by_ctrl_c(job: Trai
         }
     )
     with pytest.raises(KeyboardInterrupt):
-        distributed.train_on_ray(job, lambda *_: os.kill(os.getpid(), signal.SIGTERM), workers=1)
+        distributed.train_on_ray(job, lambda *_: os.kill(os.getpid(), signal.SIGTERM), workers=Workers(1, 1))
     assert 0 < latest_step(job.folder) < 4000
 
 
@@ -149,5 +150,5 @@ def test_a_damaged_scan_is_one_message_also_from_a_cutter(
     monkeypatch.setattr(distributed, "RESTARTS", 0)
     job = plan_job(tiny, str(tmp_path / "scans"), str(workdir / "runs"))
     with pytest.raises(ScanError, match=r"\.ome\.zarr is damaged") as raised:
-        distributed.train_on_ray(job, lambda *_: None, workers=1)
+        distributed.train_on_ray(job, lambda *_: None, workers=Workers(1, 1))
     assert "\n" not in str(raised.value)

@@ -27,7 +27,7 @@ from perfuse.tracking import Run
 from perfuse_jobs.predict import predictor
 from perfuse_jobs.session import check_shared
 from perfuse_jobs.train import Part, train
-from perfuse_jobs.workers import Workers
+from perfuse_jobs.workers import ONE, Workers
 
 
 class Result(Frozen):
@@ -46,7 +46,7 @@ class Result(Frozen):
     """Evaluations; of a training that learnt from everything those of its siblings, which say so."""
 
 
-def run(plan: Plan, *, workers: Workers = Workers(), local: bool = False) -> list[Result]:
+def run(plan: Plan, *, workers: Workers = ONE, local: bool = False) -> list[Result]:
     """Run a campaign's stages in order; what is done is skipped, and what was begun goes on.
 
     workers: processes of Ray. local: in this process, without Ray. Raises BusyError when the same campaign runs elsewhere.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from perfuse.storage import name_of
-from perfuse_jobs.workers import Workers, WorkersOption, check_local
+from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.campaigns import Plan
@@ -21,7 +21,7 @@ def campaign(
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="With small networks, crops and steps.")] = False,
-    workers: WorkersOption = Workers(),
+    workers: WorkersOption = ONE,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
 ) -> dict[str, Any]:

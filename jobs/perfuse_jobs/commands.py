@@ -6,7 +6,7 @@ import typer
 
 from perfuse.errors import PerfuseError
 from perfuse_jobs.campaign_command import campaign
-from perfuse_jobs.workers import Workers, WorkersOption, check_local
+from perfuse_jobs.workers import ONE, Workers, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.catalog import LabelInfo
@@ -42,7 +42,7 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")
     ] = False,
-    workers: WorkersOption = Workers(),
+    workers: WorkersOption = ONE,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
     as_json: Json = False,
@@ -78,7 +78,7 @@ def predict(
     scan_url: ScanUrl,
     models: Models,
     output: Output,
-    workers: WorkersOption = Workers(),
+    workers: WorkersOption = ONE,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
     as_json: Json = False,
@@ -112,7 +112,7 @@ def pseudolabel(
     threshold: Annotated[
         float | None, typer.Option(min=0.004, max=1.0, help="Drop what lies below this probability.")
     ] = None,
-    workers: WorkersOption = Workers(),
+    workers: WorkersOption = ONE,
     local: Local = False,
     as_json: Json = False,
 ) -> dict[str, Any]:

@@ -30,8 +30,12 @@ STOP = "stop"
 DEATHS = 4
 """So many times in a row ranks may fail without a checkpoint between, before the training does."""
 
-LOOKS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-"""How often Ray Train looks after its workers, and their nodes."""
+PATIENCE_S = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+}
+"""Between two looks of Ray Train after its workers, and after their nodes; and for room, before it counts anew what there is."""
 
 
 def train_on_ray(job: TrainingJob, report: "Report", *, workers: Workers) -> None:
@@ -44,9 +48,7 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: Workers) -> Non
     """
     next(sampling.rows(job, 0, workers.most, 0))
     connect(workers.most)
-    from ray.util.queue import Queue
-
-    reports, order = Queue(actor_options={"num_cpus": 0}), storage.join(job.folder, STOP)
+    reports, order = _queue_here(), storage.join(job.folder, STOP)
     storage.remove_file(order)
     failures = 0
     try:
@@ -65,6 +67,16 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: Workers) -> Non
     finally:
         reports.shutdown(force=True)
         storage.remove_file(order)
+
+
+def _queue_here() -> Any:
+    """A queue that no other node takes with it."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def _told(fitted: "Future[None]", reports: Any) -> Iterator[Any]:
@@ -102,7 +114,7 @@ def _trainer(job: TrainingJob, reports: Any, order: str, workers: Workers) -> "T
 
     from perfuse_jobs.ranks import EndingTorch, run_rank
 
-    for name, seconds in LOOKS.items():
+    for name, seconds in PATIENCE_S.items():
         os.environ.setdefault(name, seconds)
     return TorchTrainer(
         run_rank,

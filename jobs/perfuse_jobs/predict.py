@@ -14,7 +14,7 @@ from perfuse.console import progress
 from perfuse.inference.prediction import Member, Prediction, Worker, already_done, prepare
 from perfuse.pseudolabels import Predict
 from perfuse_jobs.session import connect, quieten, refusal_in
-from perfuse_jobs.workers import Workers
+from perfuse_jobs.workers import ONE, Workers
 
 if TYPE_CHECKING:
     import ray.data
@@ -32,7 +32,7 @@ def predictor(workers: Workers, *, local: bool) -> Predict:
     return partial(predict_ray, workers=workers)
 
 
-def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = Workers()) -> LabelInfo:
+def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = ONE) -> LabelInfo:
     """Predict a scan into a soft label with processes of Ray; killed work goes on where it stopped.
 
     The voxels do not depend on their number.

@@ -24,7 +24,7 @@ from perfuse.training.checkpoints import latest_step
 from perfuse_jobs.predict import predictor
 from perfuse_jobs.run_log import RunLog
 from perfuse_jobs.session import check_shared
-from perfuse_jobs.workers import Workers
+from perfuse_jobs.workers import ONE, Workers
 
 TRAINING_KEY = "training_key"
 """Tag of a version, set when all is done: the digest of the recipe and data that it was trained by."""
@@ -45,7 +45,7 @@ def train(
     data_url: str,
     name: str,
     *,
-    workers: Workers = Workers(),
+    workers: Workers = ONE,
     local: bool = False,
     part: Part | None = None,
 ) -> str:

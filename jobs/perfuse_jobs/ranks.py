@@ -78,13 +78,15 @@ def _agreed(ranks: Any) -> bool:
 def _watch(order: str, rank: int) -> None:
     """Wish to end when Ray says that a node goes, which all ranks must ask together, or the driver has given its order."""
     import ray.train
+    from ray.exceptions import RayError
 
-    while not _wish.wait(LOOK_S):
-        if ray.train.get_preemption_info() is not None:
-            _wish.set()
-        with suppress(PerfuseError):  # a store may be away for a while
-            if rank == 0 and storage.exists(order):
+    with suppress(RayError):  # the training has ended
+        while not _wish.wait(LOOK_S):
+            if ray.train.get_preemption_info() is not None:
                 _wish.set()
+            with suppress(PerfuseError):  # a store may be away for a while
+                if rank == 0 and storage.exists(order):
+                    _wish.set()
 
 
 class _Ending(TorchConfig().backend_cls):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from perfuse import sampling, storage
+from perfuse.console import say
 from perfuse.errors import PerfuseError
 from perfuse.training import TrainingJob, is_finished
 from perfuse.training.checkpoints import latest_step
@@ -63,7 +64,10 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: Workers) -> Non
                         storage.write_bytes(order, b"")
                     if told is not None:
                         report(*told)
-                failures = _failures(fitted, failures if latest_step(job.folder) == begin else 0)
+                at = latest_step(job.folder)
+                failures = _failures(fitted, failures if at == begin else 0)
+                if at < job.recipe.steps and not stop.is_set():
+                    say(f"The workers have ended at step {at}. They start again where there is room.")
     finally:
         reports.shutdown(force=True)
         storage.remove_file(order)

@@ -10,11 +10,16 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from ray.train.torch import TorchConfig
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, prepare_model
 
 from perfuse import storage
 from perfuse.errors import PerfuseError
 from perfuse.training import TrainingJob
+from perfuse.training.engine import train
 from perfuse_jobs.feeding import batches
 from perfuse_jobs.session import refusal_in
 
@@ -31,13 +36,6 @@ def run_rank(config: dict[str, Any]) -> None:
     config: the job as JSON; reports, the queue to the driver, through which an error that is meant for the user travels
     unwrapped; order, the URL of a file by which the driver orders an end.
     """
-    import ray.train
-    import torch
-    import torch.distributed as dist
-    from ray.train.torch import prepare_model
-
-    from perfuse.training.engine import train
-
     job = TrainingJob.model_validate_json(config["job"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -67,9 +65,6 @@ def run_rank(config: dict[str, Any]) -> None:
 
 def _agreed(ranks: Any) -> bool:
     """True on all ranks, a process group, when any of them wishes to end."""
-    import torch
-    import torch.distributed as dist
-
     wish = torch.tensor(int(_wish.is_set()))
     dist.all_reduce(wish, dist.ReduceOp.MAX, ranks)
     return bool(wish)
@@ -77,9 +72,6 @@ def _agreed(ranks: Any) -> bool:
 
 def _watch(order: str, rank: int) -> None:
     """Wish to end when Ray says that a node goes, which all ranks must ask together, or the driver has given its order."""
-    import ray.train
-    from ray.exceptions import RayError
-
     with suppress(RayError):  # the training has ended
         while not _wish.wait(LOOK_S):
             if ray.train.get_preemption_info() is not None:

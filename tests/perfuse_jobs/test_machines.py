@@ -21,8 +21,7 @@ def test_a_training_goes_on_through_all_that_can_happen(tiny: Recipe, scans: Pat
     recipe = tiny.model_copy(update={"steps": 200, "validate_every": 200, "checkpoint_every": 200})
     job = plan_job(recipe, str(scans), str(tmp_path / "runs"))
     (tmp_path / "job.json").write_text(job.model_dump_json())
-    on_loopback, at_no_lower_priority = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, {"RAY_worker_niceness": "0"}
-    env = {**os.environ, **on_loopback, **at_no_lower_priority}
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nodes may be on the loopback
     words = [sys.executable, str(SCRIPT), str(tmp_path / "job.json")]
     ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -27,6 +27,9 @@ PACKAGES = ("perfuse", "perfuse_ingest", "perfuse_jobs", "perfuse_serving")
 PASSED_ON = ("MLFLOW_TRACKING_URI", "PERFUSE_STORAGE", "PERFUSE_WORKDIR")
 """Variables that a job inherits from its submitter. Credentials are the nodes' own: a job's metadata are public."""
 
+STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""Time for a job that is told to stop to finish its step and write a checkpoint; Ray else kills it after three seconds."""
+
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 INTERRUPTED = 130
 
@@ -91,7 +94,7 @@ def start(client: "JobSubmissionClient", entrypoint: str) -> str:
     """Submit a shell command with this code as its working folder; returns the job's id."""
     with tempfile.TemporaryDirectory(prefix="perfuse-job-") as folder:
         stage(Path(folder))
-        runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": passed_on()}
+        runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": passed_on() | STOPPING}
         return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
 
 

@@ -165,10 +165,12 @@ def campaign(
 
 
 STOP = """
-import sys
+import sys, time
 from perfuse_jobs.submit import jobs_client
 with jobs_client() as client:
     client.stop_job(sys.argv[1])
+    while not client.get_job_status(sys.argv[1]).is_terminal():
+        time.sleep(0.1)
 """
 
 
@@ -180,7 +182,8 @@ def test_a_campaign_is_one_job_and_goes_on_after_it_was_stopped(
     while not (saved := list((workdir / "runs").glob("*/latest.json"))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert run(cluster, "-c", STOP, begun.stderr.split("Job ")[1].split(":")[0]).returncode == 0
-    folder = str(saved[0].parent)
+    folder, server = str(saved[0].parent), tracking.client()
+    assert {r.info.status for r in server.search_runs([tracking.experiment_id()])} == {"KILLED"}, "it had time to end"
 
     ended = run(cluster, "-m", "perfuse.cli", "submit", "--", *campaign)
     assert ended.returncode == 0, ended.stdout
@@ -190,7 +193,6 @@ def test_a_campaign_is_one_job_and_goes_on_after_it_was_stopped(
 
     assert verb(*campaign, "--local") == made
     assert capsys.readouterr().err.count("done already") == 2
-    server = tracking.client()
     runs = {r.data.tags["mlflow.runName"]: r for r in server.search_runs([tracking.experiment_id()])}
     parent = runs.pop("rounds")
     assert set(runs) == {"rounds-first", "rounds-soft"}

@@ -27,6 +27,7 @@ from perfuse.tracking import Run
 from perfuse_jobs.predict import predictor
 from perfuse_jobs.session import check_shared
 from perfuse_jobs.train import Part, train
+from perfuse_jobs.workers import ONE, Workers
 
 
 class Result(Frozen):
@@ -45,7 +46,7 @@ class Result(Frozen):
     """Evaluations; of a training that learnt from everything those of its siblings, which say so."""
 
 
-def run(plan: Plan, *, workers: int = 1, local: bool = False) -> list[Result]:
+def run(plan: Plan, *, workers: Workers = ONE, local: bool = False) -> list[Result]:
     """Run a campaign's stages in order; what is done is skipped, and what was begun goes on.
 
     workers: processes of Ray. local: in this process, without Ray. Raises BusyError when the same campaign runs elsewhere.
@@ -99,7 +100,7 @@ def done(planned: Planned) -> Result | None:
 class _Runner:
     """Runs stages, and holds what those before have made."""
 
-    def __init__(self, plan: Plan, workers: int, *, local: bool) -> None:
+    def __init__(self, plan: Plan, workers: Workers, *, local: bool) -> None:
         self.plan, self.workers, self.local = plan, workers, local
         self.results: dict[str, Result] = {}
         self.predict = predictor(workers, local=local)

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perfuse.errors import PerfuseError
 from perfuse.storage import name_of
+from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.campaigns import Plan
@@ -21,7 +21,7 @@ def campaign(
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="With small networks, crops and steps.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on the Ray cluster.")] = 1,
+    workers: WorkersOption = ONE,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
 ) -> dict[str, Any]:
@@ -35,8 +35,7 @@ def campaign(
     from perfuse.finding import find_scans
     from perfuse.registry import donors_of
 
-    if local and workers > 1:
-        raise PerfuseError("--local is one process, this one: leave out --workers, or --local.")
+    check_local(local, workers)
     scans = find_scans(data)
     planned = plan_campaign(
         load_campaign(name, scans, settings or []),

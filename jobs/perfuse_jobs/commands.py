@@ -6,6 +6,7 @@ import typer
 
 from perfuse.errors import PerfuseError
 from perfuse_jobs.campaign_command import campaign
+from perfuse_jobs.workers import ONE, Workers, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.catalog import LabelInfo
@@ -21,7 +22,6 @@ Models = Annotated[
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
 Output = Annotated[str, typer.Option(help="Name of the soft label to write.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes on the Ray cluster.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -42,7 +42,7 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")
     ] = False,
-    workers: Workers = 1,
+    workers: WorkersOption = ONE,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
     as_json: Json = False,
@@ -60,7 +60,7 @@ def train(
     from perfuse.recipes.checking import weights
     from perfuse_jobs import train as training
 
-    _check_workers(local, workers)
+    check_local(local, workers)
     loaded = load_recipe(recipe, settings or [], smoke=smoke)
     if plan:
         _show_training(loaded, data, as_json=as_json)
@@ -78,7 +78,7 @@ def predict(
     scan_url: ScanUrl,
     models: Models,
     output: Output,
-    workers: Workers = 1,
+    workers: WorkersOption = ONE,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
     as_json: Json = False,
@@ -116,7 +116,7 @@ def pseudolabel(
         bool,
         typer.Option("--keep-edges", help="Teach what touches people's marks only as far as a vessel goes on there."),
     ] = False,
-    workers: Workers = 1,
+    workers: WorkersOption = ONE,
     local: Local = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
@@ -152,15 +152,10 @@ def submit(
         raise typer.Exit(code)
 
 
-def _check_workers(local: bool, workers: int) -> None:
-    if local and workers > 1:
-        raise PerfuseError("--local is one process, this one: leave out --workers, or --local.")
-
-
-def _predict(local: bool, workers: int) -> "Predict":
+def _predict(local: bool, workers: Workers) -> "Predict":
     from perfuse_jobs.predict import predictor
 
-    _check_workers(local, workers)
+    check_local(local, workers)
     return predictor(workers, local=local)
 
 

@@ -14,6 +14,7 @@ from perfuse.console import progress
 from perfuse.inference.prediction import Member, Prediction, Worker, already_done, prepare
 from perfuse.pseudolabels import Predict
 from perfuse_jobs.session import connect, quieten, refusal_in
+from perfuse_jobs.workers import ONE, Workers
 
 if TYPE_CHECKING:
     import ray.data
@@ -22,27 +23,29 @@ ACTOR_CPUS = 0.5
 FUSE_AT_ONCE = 2
 
 
-def predictor(actors: int, *, local: bool) -> Predict:
-    """What predicts: this process alone, or `actors` processes of Ray."""
+def predictor(workers: Workers, *, local: bool) -> Predict:
+    """What predicts: this process alone, or processes of Ray."""
     if local:
         from perfuse.inference import predict_local
 
         return predict_local
-    return partial(predict_ray, actors=actors)
+    return partial(predict_ray, workers=workers)
 
 
-def predict_ray(scan_url: str, model: Model, output: str, *, actors: int = 1) -> LabelInfo:
-    """Predict a scan into a soft label with `actors` processes; killed work goes on where it stopped.
+def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = ONE) -> LabelInfo:
+    """Predict a scan into a soft label with processes of Ray; killed work goes on where it stopped.
 
-    The voxels do not depend on the number of actors.
+    The voxels do not depend on their number.
     """
     prediction = prepare(scan_url, model, output)
     with locks.writing(scan_url, f"label-{output}"):
         done = already_done(prediction, model)
         if done is not None:
             return done
-        connect(actors)
-        _run(f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, model, actors))
+        connect(workers.most)
+        _run(
+            f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, model, workers)
+        )
         tasks = [{"task": task} for task in prediction.writer().todo()]
         _run(f"fuse {output}, shards", tasks, lambda rows: _fused(rows, prediction))
         return prediction.finish(model)
@@ -64,14 +67,14 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
             raise refusal_in(error) or error from None
 
 
-def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, actors: int) -> "ray.data.Dataset":
+def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, workers: Workers) -> "ray.data.Dataset":
     from ray.data import ActorPoolStrategy
 
     for member, bundle in zip(prediction.members, model.members, strict=True):
         _lay_out(bundle, _bundle_url(prediction, member))
-    settings = {"prediction": prediction.model_dump_json(), "threads": max(1, (os.cpu_count() or 1) // actors)}
+    settings = {"prediction": prediction.model_dump_json(), "threads": max(1, (os.cpu_count() or 1) // workers.most)}
     gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
-    pool = ActorPoolStrategy(size=actors)
+    pool = ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most)
     return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, compute=pool, **gpu)
 
 

@@ -24,6 +24,7 @@ from perfuse.training.checkpoints import latest_step
 from perfuse_jobs.predict import predictor
 from perfuse_jobs.run_log import RunLog
 from perfuse_jobs.session import check_shared
+from perfuse_jobs.workers import ONE, Workers
 
 TRAINING_KEY = "training_key"
 """Tag of a version, set when all is done: the digest of the recipe and data that it was trained by."""
@@ -40,7 +41,13 @@ class Part:
 
 
 def train(
-    recipe: Recipe, data_url: str, name: str, *, workers: int = 1, local: bool = False, part: Part | None = None
+    recipe: Recipe,
+    data_url: str,
+    name: str,
+    *,
+    workers: Workers = ONE,
+    local: bool = False,
+    part: Part | None = None,
 ) -> str:
     """Train, choose the threshold on the validation scans, and register as challenger of `name`.
 
@@ -79,7 +86,7 @@ def _one_label(job: TrainingJob) -> str | None:
     return next(iter(labels), None)
 
 
-def _learn(job: TrainingJob, log: RunLog, workers: int, *, local: bool) -> None:
+def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> None:
     done = latest_step(job.folder)
     if done:
         say(f"Going on at step {done}, from the checkpoint in {job.folder}")

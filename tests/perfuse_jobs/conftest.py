@@ -68,6 +68,12 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
+@pytest.fixture(autouse=True)
+def _no_lower_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers are as urgent as what else runs on the machine; by default they wait for all of it."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture(scope="module")
 def in_process_ray() -> Iterator[None]:
     """A Ray of this process, for all tests of a module; none is left behind."""
@@ -78,6 +84,7 @@ def in_process_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith("RAY_")]:
             patch.delenv(name)
+        patch.setenv("RAY_worker_niceness", "0")
         connect(2)
         yield
         ray.shutdown()

@@ -18,8 +18,9 @@ from perfuse.errors import ScanError
 from perfuse.inference import predict_local, prepare
 from perfuse.models import build
 from perfuse_jobs.predict import predict_ray
+from perfuse_jobs.workers import Workers
 
-TINY = Network(encoder="resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
+TINY = Network(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
 
 
 def bundle(seed: int = 0) -> Bundle:
@@ -39,24 +40,17 @@ def scan_url(tmp_path: Path) -> str:
     return url
 
 
+@pytest.mark.usefixtures("in_process_ray")
 def test_any_number_of_actors(scan_url: str) -> None:
-    import ray
-
-    try:
-        predict_local(scan_url, bundle(), "one")
-        predict_ray(scan_url, bundle(), "two", actors=2)
-        scan = Scan.open(scan_url)
-        np.testing.assert_array_equal(scan.label("one")[:], scan.label("two")[:])
-        assert scan.label_info("one").digest == scan.label_info("two").digest
-        begin = time.perf_counter()
-        predict_ray(scan_url, bundle(), "two", actors=1)
-        assert time.perf_counter() - begin < 5, "a finished label is not computed again"
-        together = Ensemble((bundle(), bundle(seed=1)), 128)
-        predict_local(scan_url, together, "mean")
-        predict_ray(scan_url, together, "mean-of-two-actors", actors=2)
-        np.testing.assert_array_equal(scan.label("mean")[:], scan.label("mean-of-two-actors")[:])
-    finally:
-        ray.shutdown()
+    together = Ensemble((bundle(), bundle(seed=1)), 128)
+    predict_local(scan_url, together, "one")
+    predict_ray(scan_url, together, "two", workers=Workers(2, 2))
+    scan = Scan.open(scan_url)
+    np.testing.assert_array_equal(scan.label("one")[:], scan.label("two")[:])
+    assert scan.label_info("one").digest == scan.label_info("two").digest
+    begin = time.perf_counter()
+    predict_ray(scan_url, together, "two", workers=Workers(1, 3))
+    assert time.perf_counter() - begin < 5, "a finished label is not computed again"
 
 
 KILLED = """
@@ -93,15 +87,11 @@ def test_kill_and_again(scan_url: str) -> None:
     np.testing.assert_array_equal(scan.label("killed")[:], scan.label("undisturbed")[:])
 
 
+@pytest.mark.usefixtures("in_process_ray")
 def test_a_damaged_scan_is_one_message_also_from_an_actor(scan_url: str) -> None:
-    import ray
-
     shard = next(path for path in Path(scan_url, "0", "c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-100])
-    try:
-        for predict in (predict_local, predict_ray):
-            with pytest.raises(ScanError, match=r"p\.ome\.zarr is damaged.*\n?.*perfuse scan verify") as raised:
-                predict(scan_url, bundle(), "vessels")
-            assert "\n" not in str(raised.value)
-    finally:
-        ray.shutdown()
+    for predict in (predict_local, predict_ray):
+        with pytest.raises(ScanError, match=r"p\.ome\.zarr is damaged.*\n?.*perfuse scan verify") as raised:
+            predict(scan_url, bundle(), "vessels")
+        assert "\n" not in str(raised.value)

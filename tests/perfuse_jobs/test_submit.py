@@ -1,16 +1,24 @@
 """A job runs the submitter's own code, and carries no secret."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import PathDistribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from perfuse import tracking
+from perfuse.catalog import Scan
 from perfuse.errors import PerfuseError, ServerError
+from perfuse.training.checkpoints import latest_step
 from perfuse_jobs import submit
 
 STACK = Path(__file__).parents[2] / "infra" / "local" / "stack.py"
@@ -80,7 +88,7 @@ def cluster() -> Iterator[dict[str, str]]:
 def run(cluster: dict[str, str], *words: str, **overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs Python as a client of the cluster: a process of its own, for Ray reads the token once a process."""
     env = {**os.environ, **cluster, **overrides}
-    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 PROBE = """python -c "
@@ -129,3 +137,68 @@ def test_a_wrong_token_is_refused(cluster: dict[str, str]) -> None:
     assert ended.returncode == 2
     assert "refuses the token" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def campaign(
+    scans: Path, tiny_settings: list[str], workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """The words of a campaign of two stages, on a disk that all nodes share."""
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    shutil.rmtree(folder / "b.ome.zarr" / "labels" / "human")
+    monkeypatch.setenv("PERFUSE_STORAGE", str(workdir / "runs"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
+    stages: list[dict[str, Any]] = [
+        {"kind": "train", "name": "first", "scans": ["dense"]},
+        {"kind": "pseudolabel", "name": "soft", "model": "first", "scans": ["unlabelled"]},
+    ]
+    settings = [word for word in tiny_settings if word != "--set"] + [
+        "steps=200",
+        "validate_every=200",
+        "checkpoint_every=5",
+    ]
+    roles = {"dense": ["a"], "unlabelled": ["b"], "validation": ["c"]}
+    values = {"recipe": "quickstart", "settings": settings, "roles": roles, "stages": stages}
+    (tmp_path / "rounds.yaml").write_text(yaml.safe_dump(values))
+    return ["campaign", str(tmp_path / "rounds.yaml"), "--data", str(folder), "--json"]
+
+
+STOP = """
+import sys
+from perfuse_jobs.submit import jobs_client
+with jobs_client() as client:
+    client.stop_job(sys.argv[1])
+"""
+
+
+def test_a_campaign_is_one_job_and_goes_on_after_it_was_stopped(
+    cluster: dict[str, str], campaign: list[str], workdir: Path, verb: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = run(cluster, "-m", "perfuse.cli", "submit", "--no-wait", "--", *campaign)
+    deadline = time.monotonic() + 120
+    while not (saved := list((workdir / "runs").glob("*/latest.json"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert run(cluster, "-c", STOP, begun.stderr.split("Job ")[1].split(":")[0]).returncode == 0
+    folder = str(saved[0].parent)
+
+    ended = run(cluster, "-m", "perfuse.cli", "submit", "--", *campaign)
+    assert ended.returncode == 0, ended.stdout
+    at = int(ended.stdout.split("Going on at step ")[1].split(",")[0])
+    assert 5 <= at < latest_step(folder) == 200
+    made = json.loads(ended.stdout[ended.stdout.index("{\n") : ended.stdout.rindex("}") + 1])
+
+    assert verb(*campaign, "--local") == made
+    assert capsys.readouterr().err.count("done already") == 2
+    server = tracking.client()
+    runs = {r.data.tags["mlflow.runName"]: r for r in server.search_runs([tracking.experiment_id()])}
+    parent = runs.pop("rounds")
+    assert set(runs) == {"rounds-first", "rounds-soft"}
+    assert {r.data.tags["mlflow.parentRunId"] for r in runs.values()} == {parent.info.run_id}
+    assert {r.info.status for r in (parent, *runs.values())} == {"FINISHED"}
+
+    first, soft = made["stages"]
+    ((url, label),) = soft["labels"].items()
+    lineage = json.loads(tracking.Run(parent.info.run_id).read("lineage.json"))[f"{url}/labels/{label['name']}"]
+    assert lineage["digest"] == Scan.open(url).label_info(label["name"]).digest
+    assert (lineage["members"], lineage["donors"]) == (first["models"], {"a": f"{first['models'][0]} ← human of a"})

@@ -10,7 +10,8 @@ from perfuse import sampling
 from perfuse.errors import PerfuseError, RecipeError
 from perfuse.recipes import Recipe
 from perfuse.training import TrainingJob, plan_job
-from perfuse_jobs import distributed, session
+from perfuse_jobs import distributed, feeding, session
+from perfuse_jobs.workers import Workers
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def crops(job: TrainingJob, rank: int, world: int, first_step: int) -> list[dict
 @pytest.mark.parametrize("first_step", [0, 5])
 def test_ranks_together_are_fed_the_very_crops_of_one_process(job: TrainingJob, first_step: int) -> None:
     expected = crops(job, 0, 1, first_step)
-    ranks = [list(distributed.batches(job, rank, 3, first_step)) for rank in range(3)]
+    ranks = [list(feeding.batches(job, rank, 3, first_step)) for rank in range(3)]
     assert [len(steps) for steps in ranks] == [11 - first_step] * 3
     assert [len(steps[0]["image"]) for steps in ranks] == [1, 1, 2]
     for whole, *parts in zip(expected, *ranks, strict=True):
@@ -37,12 +38,12 @@ def test_ranks_together_are_fed_the_very_crops_of_one_process(job: TrainingJob, 
 
 @pytest.mark.usefixtures("in_process_ray")
 def test_after_the_last_step_there_is_nothing_to_feed(job: TrainingJob) -> None:
-    assert list(distributed.batches(job, 0, 1, 11)) == []
+    assert list(feeding.batches(job, 0, 1, 11)) == []
 
 
 def test_more_workers_than_crops_are_refused_before_ray_starts(job: TrainingJob) -> None:
     with pytest.raises(RecipeError, match="batch = 4 cannot be shared by 5 workers"):
-        distributed.train_on_ray(job, lambda *_: None, workers=5)
+        distributed.train_on_ray(job, lambda *_: None, workers=Workers(5, 5))
 
 
 def test_a_cluster_needs_storage_that_all_nodes_reach(monkeypatch: pytest.MonkeyPatch) -> None:

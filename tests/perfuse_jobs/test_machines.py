@@ -1,0 +1,56 @@
+"""Machines come and go, and a training loses no more than the steps since its last checkpoint: none, where it was told before."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perfuse.errors import PerfuseError
+from perfuse.recipes import Recipe
+from perfuse.training import plan_job
+from perfuse.training.checkpoints import latest_step
+from perfuse_jobs.workers import Workers
+
+SCRIPT = Path(__file__).with_name("machines.py")
+
+
+def test_a_training_goes_on_through_all_that_can_happen(tiny: Recipe, scans: Path, tmp_path: Path) -> None:
+    recipe = tiny.model_copy(update={"steps": 200, "validate_every": 200, "checkpoint_every": 200})
+    job = plan_job(recipe, str(scans), str(tmp_path / "runs"))
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nodes may be on the loopback
+    words = [sys.executable, str(SCRIPT), str(tmp_path / "job.json")]
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+
+    starts, events = [t for t in told if "ranks" in t], [t for t in told if "event" in t]
+    assert [start["ranks"] for start in starts] == [2, 2, 2, 1, 1]
+    assert [event["event"] for event in events] == [
+        "SIGTERM to rank 1",
+        "SIGTERM to the driver",
+        "KeyboardInterrupt",
+        "drain",
+        "kill -9",
+    ]
+    saved = [event["saved"] for event in events if "saved" in event]
+    assert [event["gone"] for event in events if "gone" in event] == [True] * 4
+    assert [start["first"] for start in starts] == [1] + [step + 1 for step in saved]
+    assert 0 < saved[0] < saved[1] < saved[2] < saved[3]
+    assert any(step % 10 for step in saved[:3]), "saved when it was told, not when it was due"
+    assert latest_step(job.folder) == 200
+
+
+@pytest.mark.parametrize(("said", "meant"), [("3", Workers(3, 3)), ("2..4", Workers(2, 4))])
+def test_workers_are_some_or_between(said: str, meant: Workers) -> None:
+    assert Workers.parse(said) == meant
+    assert str(meant) == said
+
+
+@pytest.mark.parametrize("said", ["0", "4..2", "0..2", "2..", "two", "-1"])
+def test_other_numbers_of_workers_are_refused(said: str) -> None:
+    with pytest.raises(PerfuseError, match=r"--workers .*as 2\.\.4"):
+        Workers.parse(said)

@@ -155,7 +155,7 @@ def test_the_loop_of_a_model(registered):
     network = build(TINY)
     network.load_state_dict(two.weights)
     theirs = mlflow.pyfunc.load_model("models:/vessels/2").predict(voxels)
-    np.testing.assert_array_equal(theirs, probability_of_array(network, two.contract.forward, voxels))
+    np.testing.assert_array_equal(theirs, probability_of_array(network, two.contract.forward, voxels)[0])
 
     with pytest.raises(RegistryError, match=r"(?s)no scores.*perfuse predict.*perfuse evaluate"):
         registry.promote("vessels", "1")

@@ -23,7 +23,7 @@ def model(bundle: Bundle) -> Model:
 def test_probability_and_mask_are_those_of_inference(model: Model, bundle: Bundle, voxels: np.ndarray) -> None:
     network = build(bundle.contract.forward.network)
     network.load_state_dict(bundle.weights)
-    expected = probability_of_array(network, bundle.contract.forward, voxels)
+    (expected,) = probability_of_array(network, bundle.contract.forward, voxels)
     probability, mask = model.segment(voxels, "probability"), model.segment(voxels, "mask")
     assert (probability.dtype, mask.dtype) == (np.float32, np.uint8)
     np.testing.assert_array_equal(probability, expected.astype(np.float32) / np.float32(255))

@@ -150,9 +150,9 @@ def test_crops_that_are_cut_where_the_scans_stay_are_the_same(folder: Path, extr
 
 
 def test_foreground_is_of_each_class_alike(tmp_path: Path, make_scan: Any) -> None:
-    image = np.random.default_rng(0).integers(0, 65535, (40, 200, 200)).astype(np.uint16)
+    image = np.random.default_rng(0).integers(0, 65535, (40, 64, 64)).astype(np.uint16)
     rare, common = np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint8)
-    rare[20, 20, 20:22], common[:, 100:, :] = 255, 255
+    rare[20, 30, 30:32], common[:, :, 20:] = 255, 255
     for specimen in "av":
         make_scan(tmp_path, specimen, image, {"human-bright": rare, "human-dim": common})
     job = planned(tmp_path, "sampling.foreground_share=1", "axes=z", "batch=32", "steps=320")

@@ -74,7 +74,15 @@ def test_a_score_against_what_a_model_made_is_not_kept(monkeypatch):
 
 
 def evaluation(truth_kind: str) -> Evaluation:
-    same = {"scan": "a", "scan_url": "a", "prediction": "p", "truth": "t", "data_digest": "d", "model": "models:/m/1"}
+    same = {
+        "scan": "a",
+        "scan_url": "a",
+        "prediction": "p",
+        "truth": "t",
+        "data_digest": "d",
+        "model": "models:/m/1",
+        "class_name": "",
+    }
     numbers = dict.fromkeys(("threshold", "dice", "precision", "recall", "fbeta", "surface_dice"), 0.5)
     counts = {"truth_voxels": 1, "predicted_voxels": 1, "dice_bounds": (0.5, 0.5), "precision_bounds": (0.5, 0.5)}
     return Evaluation(**same, **numbers, **counts, truth_kind=truth_kind, baseline=Baseline("none", 0, 0))

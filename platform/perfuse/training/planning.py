@@ -72,7 +72,8 @@ def _said(source: Source) -> str:
     info = scan.label_info(source.label)
     known = f"{info.kind}, {info.coverage:.0%}" if info.kind == "sparse" else info.kind
     part = f", voxels {source.box[0]} to {source.box[1]}" if source.box else ""
-    return f"{source.specimen} of donor {scan.info.donor}: {source.label} ({known}{part})"
+    of_class = f"{source.class_name} by " if source.class_name else ""
+    return f"{source.specimen} of donor {scan.info.donor}: {of_class}{source.label} ({known}{part})"
 
 
 def step_seconds(recipe: Recipe, device: str) -> float:

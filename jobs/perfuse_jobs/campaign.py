@@ -226,7 +226,9 @@ class _Runner:
         return _result(
             planned,
             labels={
-                s.url: pseudolabel(s.url, model, planned.output, self._predictor, cut=stage.cut)[0]
+                s.url: pseudolabel(
+                    s.url, model, planned.output, self._predictor, cut=stage.cut, keep_edges=stage.keep_edges
+                )[0]
                 for s in planned.scans
             },
         )

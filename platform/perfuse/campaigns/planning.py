@@ -190,7 +190,7 @@ class _Planner:
         scans = self._named(stage, stage.scans)
         names = models_of(stage)
         donors = {d: path for name in reversed(names) for d, path in self._ancestry(name).items()}
-        own = stage.model_dump(mode="json", include={"kind", "cut", "truth"})
+        own = stage.model_dump(mode="json", include={"kind", "cut", "keep_edges", "truth"})
         judges = scans if isinstance(stage, (Ensemble, Evaluate)) else []
         inputs = [[*_voxels(s), *self._people(stage, s)] for s in scans]
         return self._planned(stage, scans, judges, None, donors, [own, inputs])

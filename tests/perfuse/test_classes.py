@@ -21,7 +21,8 @@ from perfuse.models.panels import Panels
 from perfuse.recipes import Recipe, load_recipe, to_yaml
 from perfuse.recipes.schema import LOSS_SETTINGS, Loss
 from perfuse.sampling.resident import feed_resident, resident_bytes
-from perfuse.training import TrainingJob, plan_job
+from perfuse.training import TrainingJob, engine, finished_bundle, plan_job
+from perfuse.training.local import train_local
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,3 +234,44 @@ def test_logits_come_class_by_class_of_each_its_planes(mosaic: bool) -> None:
     panels = torch.rand(2, 4, 32, 32)
     made = Panels(Signed(), Network(planes=4, outputs="all", mosaic=mosaic, classes=("a", "b")))
     assert torch.equal(made(panels), torch.cat([panels, -panels], 1))
+
+
+TWIN = """
+import torch
+
+class Twin(torch.nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.same = classes // in_channels
+        self.body = torch.nn.Conv2d(in_channels, in_channels, 3, padding=1)
+
+    def forward(self, x):
+        return torch.cat([self.body(x)] * self.same, 1)
+"""
+
+
+def test_a_training_of_one_label_as_two_classes_is_that_of_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From crops through augmentation, losses and steps to validation; the network answers both classes alike."""
+    (tmp_path / "twin_of_test_classes.py").write_text(TWIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = ["network.module=twin_of_test_classes:Twin", "network.planes=3", "network.outputs=all"]
+    common = [*SETTINGS, *network, "sampling.order=grid", "tile=32", "axes=z,x", "steps=4", "validate_every=4"]
+    told: list[dict[int, dict[str, float]]] = []
+    weights, varied = [], []
+    monkeypatch.setattr(
+        engine, "augment", lambda *crops, **how: varied.append(how["classes"]) or augment(*crops, **how)
+    )
+    for labels in ("labels=human-bright", "labels={a: [human-bright], b: [human-bright]}"):
+        job = plan_job(load_recipe("quickstart", [*common, labels]), str(folder), str(tmp_path / "runs"))
+        told.append({})
+        train_local(job, lambda step, metrics, _: told[-1].update({step: metrics}))
+        weights.append(finished_bundle(job).weights)
+    assert varied == [1] * 4 + [2] * 4
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-5, atol=1e-7)
+    one, two = (metrics[4] for metrics in told)
+    for name in ("loss", "bce_loss", "dice_loss", "val_dice", "val_surface_dice", "val_threshold"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    assert two["val_dice.a"] == two["val_dice.b"]

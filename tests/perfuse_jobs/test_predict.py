@@ -22,10 +22,10 @@ from perfuse_jobs.predict import predict_ray
 TINY = Network(encoder="resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
 
 
-def bundle(seed: int = 0) -> Bundle:
+def bundle(seed: int = 0, classes: tuple[str, ...] = ()) -> Bundle:
     torch.manual_seed(seed)
-    forward = Forward(network=TINY, voxel_size_um=(10, 100), tile=64)
-    return Bundle(Contract(forward=forward), build(TINY).state_dict(), {})
+    forward = Forward(network=TINY.changed(classes=classes), voxel_size_um=(10, 100), tile=64)
+    return Bundle(Contract(forward=forward), build(forward.network).state_dict(), {})
 
 
 @pytest.fixture
@@ -51,10 +51,11 @@ def test_any_number_of_actors(scan_url: str) -> None:
         begin = time.perf_counter()
         predict_ray(scan_url, bundle(), "two", actors=1)
         assert time.perf_counter() - begin < 5, "a finished label is not computed again"
-        together = Ensemble((bundle(), bundle(seed=1)), 128)
+        together = Ensemble((bundle(classes=("a", "b")), bundle(seed=1, classes=("a", "b"))), 128)
         predict_local(scan_url, together, "mean")
         predict_ray(scan_url, together, "mean-of-two-actors", actors=2)
-        np.testing.assert_array_equal(scan.label("mean")[:], scan.label("mean-of-two-actors")[:])
+        for name in "ab":
+            np.testing.assert_array_equal(scan.label(f"mean-{name}")[:], scan.label(f"mean-of-two-actors-{name}")[:])
     finally:
         ray.shutdown()
 

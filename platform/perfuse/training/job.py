@@ -227,7 +227,7 @@ def _sources(scan: Scan, recipe: Recipe) -> list[Source]:
 
 
 def _check_classes(recipe: Recipe, **sides: Sequence[Source]) -> None:
-    """RecipeError when a class has a label on one side only, or on none."""
+    """RecipeError when no scan of a side has a label of some class."""
     for name, labels in recipe.classes.items():
         for side, sources in sides.items():
             if sources and name not in {source.class_name for source in sources}:

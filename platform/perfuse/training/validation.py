@@ -65,7 +65,7 @@ def _validate(
 
 
 class _Probabilities:
-    """What a network answers on boxes of scans, all classes at once; the last box is kept for the next class."""
+    """What a network answers on boxes of scans, all classes at once: asked once, kept for the other classes."""
 
     def __init__(self, job: TrainingJob, network: torch.nn.Module) -> None:
         self.forward, self.network = job.forward(), network

@@ -103,7 +103,7 @@ class _Runner:
     def __init__(self, plan: Plan, workers: Workers, *, local: bool) -> None:
         self.plan, self.workers, self.local = plan, workers, local
         self.results: dict[str, Result] = {}
-        self.predict = predictor(workers, local=local)
+        self._predictor = predictor(workers, local=local)
 
     def run(self) -> list[Result]:
         plan, place = self.plan, storage.join(_place(self.plan.key), "run.json")
@@ -158,8 +158,15 @@ class _Runner:
         known = [self.results[name] for name in names if name in self.results]
         uris = [uri for name in names for uri in (self.results[name].models if name in self.results else (name,))]
         model = load_model(uris)
+        if model.class_names != ("",):
+            raise CampaignError(f"{model.uri} tells {', '.join(model.class_names)} apart; campaigns are of one class.")
         threshold = known[0].threshold if len(names) == 1 and known else None
         return model if threshold is None else model.with_threshold(threshold)
+
+    def predict(self, url: str, model: Model, output: str) -> LabelInfo:
+        """Write a model's soft label of a scan."""
+        (info,) = self._predictor(url, model, output)
+        return info
 
     def _train(self, planned: Planned, stage: Train) -> Result:
         if planned.recipe is None:
@@ -221,8 +228,8 @@ class _Runner:
             planned,
             labels={
                 s.url: pseudolabel(
-                    s.url, model, planned.output, self.predict, cut=stage.cut, keep_edges=stage.keep_edges
-                )
+                    s.url, model, planned.output, self._predictor, cut=stage.cut, keep_edges=stage.keep_edges
+                )[0]
                 for s in planned.scans
             },
         )

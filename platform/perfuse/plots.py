@@ -9,6 +9,8 @@ from perfuse.pictures import png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+VALIDATION = ("val_surface_dice", "val_dice", "val_threshold")
+"""How scores begin; those of a class end in its name."""
 History = Mapping[str, Mapping[int, float]]
 """Metrics by name, then by step."""
 
@@ -20,7 +22,7 @@ def over_steps(history: History) -> bytes:
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     (losses, scores), (rates, speeds) = figure.subplots(2, 2)
     _lines(losses, history, sorted(n for n in history if n.endswith("loss")), "loss")
-    _lines(scores, history, ["val_surface_dice", "val_dice", "val_threshold"], "validation")
+    _lines(scores, history, [n for n in sorted(history) if n.startswith(VALIDATION)], "validation")
     scores.set_ylim(0, 1)
     _lines(rates, history, ["learning_rate"], "learning rate")
     _lines(speeds, history, ["crops_per_s"], "crops per second")

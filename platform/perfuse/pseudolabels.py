@@ -9,7 +9,7 @@ Where people marked a vessel they said where it ends, too, yet a model's edge ne
 shell around each of their marks. With `keep_edges` a voxel that touches a mark is taught only as far as a vessel goes on there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,15 +21,15 @@ from perfuse import storage
 from perfuse.bundle import Model
 from perfuse.catalog import ORGAN, LabelInfo, Scan
 from perfuse.console import progress
-from perfuse.contract import threshold_of
+from perfuse.contract import of_class, threshold_of
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, blocks, index3
 from perfuse.labels import check_output, writer_for
 from perfuse.locks import writing
 from perfuse.upkeep import refresh
 
-Predict = Callable[[str, Model, str], LabelInfo]
-"""`predict_local` or the Ray runner: (scan_url, model, output) → LabelInfo."""
+Predict = Callable[[str, Model, str], tuple[LabelInfo, ...]]
+"""`predict_local` or the Ray runner: (scan_url, model, output) → a LabelInfo for each class."""
 
 Cut = float | Literal["coverage"] | None
 """Below which probability p becomes 0: as stated, as matches the declared coverage, or None: nowhere."""
@@ -64,34 +64,54 @@ class Tally:
         return 1 + int(np.argmin(np.abs(self.coverage[1:] - coverage)))
 
 
-def human_label(scan: Scan) -> str | None:
-    """The label of a scan that people gave: `human`, else the first one that no model made and that is no organ mask; None without."""
+def human_label(scan: Scan, names: Sequence[str] = ()) -> str | None:
+    """The label of a scan that people gave: `human`, else the first one that no model made and that is no organ mask; None without.
+
+    names: the only ones to look for, in order of preference; empty: any.
+    """
     given = [info.name for info in scan.labels().values() if info.model is None and info.name != ORGAN]
-    return "human" if "human" in given else next(iter(given), None)
+    return next((name for name in names or ("human", *given) if name in given), None)
 
 
 def pseudolabel(
     scan_url: str, model: Model, output: str, predict: Predict, *, cut: Cut = None, keep_edges: bool = False
-) -> LabelInfo:
+) -> tuple[LabelInfo, ...]:
     """Predict a scan into the label `<output>-prediction`, and make of it a soft label `output` to train on.
 
     cut: below which probability nothing is taught. keep_edges: people's marks end where they end, see `within_edges`.
-    The lineage says which people's label was kept, the threshold, and for a sparse one the declared coverage, the achieved
-    one and the difference. Interrupted, the same call goes on; done, it does nothing.
+    Of several classes each gets its own, `<output>-CLASS`, beside what people said of that class: under the names of labels that
+    the model's recipe has for it. The lineage says which people's label was kept, the threshold, and for a sparse one the
+    declared coverage, the achieved one and the difference. Interrupted, the same call goes on; done, it does nothing.
     Raises ScanError when `output` was given by people, or when coverage is to be matched to a label that declares none.
     """
     scan = Scan.open(scan_url)
-    check_output(scan, output)
-    human = human_label(scan)
+    outputs = [of_class(output, name) for name in model.class_names]
+    humans = [_given(scan, model, name, cut) for name in model.class_names]
+    for name in outputs:
+        check_output(scan, name)
+    seen = predict(scan.url, model, f"{output}-prediction")
+    sources = [Source(scan, *parts, keep_edges=keep_edges) for parts in zip(seen, humans, strict=True)]
+    return tuple(_pseudolabel(source, name, cut) for source, name in zip(sources, outputs, strict=True))
+
+
+def _given(scan: Scan, model: Model, class_name: str, cut: Cut) -> LabelInfo | None:
+    """The label of a class that people gave; ScanError when coverage is to be matched to one that declares none."""
+    names = model.members[0].lineage["recipe"]["labels"][class_name] if class_name else ()
+    human = human_label(scan, names)
     declared = scan.label_info(human) if human is not None else None
     if cut == "coverage" and (declared is None or declared.kind != "sparse"):
         raise ScanError(
-            f"{scan.url} has no sparse label whose coverage could be matched. Give it one (`perfuse labels add … "
-            "--coverage 0.65`), or leave the matching out."
+            f"{scan.url} has no sparse label{f' of class {class_name}' if class_name else ''} whose coverage could be matched. "
+            "Give it one (`perfuse labels add … --coverage 0.65`), or leave the matching out."
         )
-    seen = predict(scan.url, model, f"{output}-prediction")
-    key = storage.digest_json([seen.key, declared.digest if declared else "", cut, *(["edges"] if keep_edges else [])])
-    source = Source(scan, seen, declared, keep_edges=keep_edges)
+    return declared
+
+
+def _pseudolabel(source: "Source", output: str, cut: Cut) -> LabelInfo:
+    scan, seen, declared = source.scan, source.seen, source.human
+    key = storage.digest_json(
+        [seen.key, declared.digest if declared else "", cut, *(["edges"] if source.keep_edges else [])]
+    )
     with writing(scan.url, f"label-{output}"):
         done = scan.labels().get(output)
         if done is not None and done.key == key:

@@ -56,6 +56,8 @@ class Evaluation:
     data_digest: str
     """Identity of the voxels and the truth: scores are comparable when it is equal."""
     model: str
+    class_name: str
+    """Which of the model's classes; empty for an only one."""
     threshold: float
     dice: float
     precision: float
@@ -96,6 +98,7 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
         truth_kind=known.kind,
         data_digest=data_digest(scan, known),
         model=info.model.uri if info.model else "",
+        class_name=info.model.class_name if info.model else "",
         threshold=at / 255,
         dice=voxels.dice if dense else NAN,
         precision=voxels.precision if dense else NAN,

@@ -284,3 +284,8 @@ def test_cost_is_counted_from_shapes(scans):
     each = scored.gpu_hours / tiles
     assert training.gpu_hours == pytest.approx(LEARNING * 30 * each)
     assert 1e6 < each * SUSTAINED * 3600 < 1e10
+
+
+def test_recipes_of_several_classes_are_refused(scans):
+    with pytest.raises(CampaignError, match=r"has the classes large, vessel, and campaigns are of one.*perfuse train"):
+        planned(scans, "sennet_13th", "recipe.labels={vessel: [human], large: [human-large]}")

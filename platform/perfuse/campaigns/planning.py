@@ -148,6 +148,11 @@ class _Planner:
                     f"Stage {stage.name}: {key} is not for the recipe of a stage. The stage itself says what it starts from "
                     "(init_from: a stage or a model's URI) and who chooses (validation: roles or specimens)."
                 )
+        if isinstance(recipe.labels, dict):
+            raise CampaignError(
+                f"Stage {stage.name}: its recipe has the classes {', '.join(recipe.classes)}, and campaigns are of one. Train "
+                "several by `perfuse train`."
+            )
         return recipe.model_copy(
             update={
                 "train": tuple(dict.fromkeys(s.info.specimen for s in learnt)),

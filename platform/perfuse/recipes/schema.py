@@ -1,8 +1,9 @@
 """What a recipe is made of: typed, complete, and refused where it cannot work."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from perfuse.contract import Axis, Frozen, Network, Normalisation
 
@@ -160,12 +161,19 @@ class Sampling(Frozen):
         return self
 
 
+Labels = Annotated[tuple[str, ...], Field(min_length=1)]
+Classes = Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Labels], Field(min_length=2)]
+
+
 class Recipe(Frozen):
     """All that decides a training, besides the voxels."""
 
     name: str
-    labels: tuple[str, ...] = Field(("human",), min_length=1)
-    """Labels in order of preference: each scan takes the first that it holds."""
+    labels: Annotated[Labels, Tag("list")] | Annotated[Classes, Tag("classes")] = Field(
+        ("human",), discriminator=Discriminator(lambda labels: "classes" if isinstance(labels, Mapping) else "list")
+    )
+    """Labels in order of preference: each scan takes the first that it holds. Of several classes such a list for each, by its
+    name: {vessel: [round1, human], glomerulus: [human-glomerulus]}. A scan may hold some of them only."""
     train: tuple[str, ...] = ()
     """Specimens to train on; empty: all labelled ones of other donors than validation and holdout."""
     validation: tuple[str, ...] = ()
@@ -221,12 +229,24 @@ class Recipe(Frozen):
     overlap: float = Field(0.25, ge=0, le=0.75)
 
     @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """The labels of each class, by its name, in alphabetical order; an only class has no name."""
+        return dict(sorted(self.labels.items())) if isinstance(self.labels, dict) else {"": self.labels}
+
+    @property
+    def segmenter(self) -> Network:
+        """The network that is trained: `network`, for the recipe's classes."""
+        return self.network.model_copy(update={"classes": tuple(filter(None, self.classes))})
+
+    @property
     def batches(self) -> int:
         """Of the whole training: `accumulate` for each step."""
         return self.steps * self.accumulate
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
+        if self.network.classes:
+            raise ValueError("network.classes follows from labels: {CLASS: [LABEL, …], …}; leave it out")
         if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
             raise ValueError("of fold, within and validation only one can say what validates")
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):

@@ -35,6 +35,7 @@ def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test"]
             data_digest=scores.data_digest,
             scan_url=scores.scan_url,
             truth=scores.truth,
+            class_name=scores.class_name,
             kind="validation" if known is not None and known.kind == "validation" else kind,
             threshold=scores.threshold,
             dice=scores.dice,

@@ -50,7 +50,7 @@ def train(
     """
     recipe, device = job.recipe, best_device()
     precision = resolve_precision(recipe.precision, device)
-    check_size(recipe.network, (recipe.crop, recipe.tile))
+    check_size(recipe.segmenter, (recipe.crop, recipe.tile))
     state = State(job, checkpoints.load(job.folder), device, precision)
     network = wrap(state.network)
     learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]
@@ -134,11 +134,12 @@ class _Step:
             recipe.seed,
             int(batch["step"]),
             batch["position"],
+            classes=len(recipe.classes),
             standardised=recipe.network.standardise is not None,
         )
         with torch.autocast(self.device, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
             logits = self.network(image.contiguous(memory_format=torch.channels_last))
-        loss, parts = combined(recipe.losses, logits.float(), target, known)
+        loss, parts = combined(recipe.losses, logits.float(), target, known, len(recipe.classes))
         weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
         weighted.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()} | {f"{kind}_loss": part.detach() for kind, part in parts.items()}

@@ -22,14 +22,14 @@ class State:
         recipe = job.recipe
         torch.manual_seed(recipe.seed)
         fresh = saved is None and recipe.init_from is None
-        self.network = build(recipe.network, pretrained=fresh)
+        self.network = build(recipe.segmenter, pretrained=fresh)
         self.origin = _origin(self.network) if fresh else {}
         if saved is None and recipe.init_from is not None:
             weights = initial_weights(job)
             fit_weights(self.network, weights, recipe.init_from)
             self.origin = {"init_from": recipe.init_from, "weights_sha256": weights_digest(weights)}
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged = build(recipe.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = build(recipe.segmenter).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged.load_state_dict(self.network.state_dict())
         if recipe.gradient_checkpointing:
             _hold_fewer_activations(self.network)

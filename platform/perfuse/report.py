@@ -37,7 +37,7 @@ def page(
     """
     parts = [
         f"<h1>{escape(model)}</h1>",
-        f"<p>{escape(_said(job, curve))}</p>",
+        f"<p>{escape(_said(job, max(history['loss']), curve))}</p>",
         *([] if curve is None else _selection(curve, scores)),
         _section("Training", _image(over_steps(history), "losses, scores, learning rate and speed over steps")),
         _section("Last validation", *(_figure(name, picture) for name, picture in sorted(pictures.items()))),
@@ -58,11 +58,11 @@ def _selection(curve: Curve, scores: Sequence[Evaluation]) -> list[str]:
     ]
 
 
-def _said(job: TrainingJob, curve: Curve | None) -> str:
+def _said(job: TrainingJob, steps: int, curve: Curve | None) -> str:
     recipe = job.recipe
     threshold = "inherited, for no scan selects" if curve is None else f"{curve.chosen / 255:.3f}"
     return (
-        f"Recipe {recipe.name}, {recipe.steps:,} steps of {recipe.batch * recipe.accumulate} crops; threshold "
+        f"Recipe {recipe.name}, {steps:,} steps of {recipe.batch * recipe.accumulate} crops; threshold "
         f"{threshold}; training key {job.key}."
     )
 

@@ -144,7 +144,7 @@ dist.destroy_process_group()
     ("settings", "steps"),
     [
         (["frozen_encoder_steps=1", "clip_norm=0.5"], 4),
-        (["steps=40", "converged=0.1", "schedule=[{kind: constant, share: 1}]"], 12),
+        (["steps=40", "converged=0.05", "schedule=[{kind: constant, share: 1}]"], 36),
     ],
 )
 def test_ranks_of_uneven_shares_take_the_steps_of_one_process(make, modules, settings, steps: int) -> None:

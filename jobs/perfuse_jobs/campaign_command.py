@@ -81,6 +81,9 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         "campaign": plan.name,
         "key": plan.key,
         "gpu_hours": sum(c.gpu_hours for c in cost.values()),
+        "sibling_gpu_hours": sum(
+            cost[p.stage.name].gpu_hours for p in plan.stages if getattr(p.stage, "scored_by", ())
+        ),
         "assumed_flops": SUSTAINED,
         "stages": stages,
     }
@@ -101,9 +104,8 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         "GPU-hours",
         "",
     ):
-        table.add_column(
-            heading, justify="right" if heading in ("steps", "crops", "reads", "writes", "GPU-hours") else "left"
-        )
+        right = heading in ("steps", "crops", "reads", "writes", "GPU-hours")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading == "stage", overflow="fold")
     for s in stages:
         who = [", ".join(s[part]) for part in ("scans", "judges", "donors")]
         sizes = [decimal(s["read_bytes"]), decimal(s["written_bytes"]), f"{s['gpu_hours']:.2g}"]
@@ -111,7 +113,8 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         table.add_row(s["stage"], s["kind"], *who, *counts, *sizes, "done" if s["done"] else "")
     results.print(table)
     results.print(
-        f"{values['gpu_hours']:.3g} GPU-hours in all, on a GPU that sustains {SUSTAINED / 1e12:.0f} TFLOP/s",
+        f"{values['gpu_hours']:.3g} GPU-hours in all, {values['sibling_gpu_hours']:.3g} of them for siblings, if a GPU sustains "
+        f"{SUSTAINED / 1e12:.0f} TFLOP/s and no loss converges early",
         soft_wrap=True,
     )
     return values

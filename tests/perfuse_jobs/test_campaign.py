@@ -269,6 +269,8 @@ def test_a_plan_counts_and_writes_nothing(words: list[str], workdir: Path, verb:
     assert stages["all-without-a"]["gpu_hours"] > 0
     assert plan["gpu_hours"] > 0
     assert plan["gpu_hours"] == pytest.approx(sum(stage["gpu_hours"] for stage in plan["stages"]))
+    of_siblings = [stages[f"all-without-{donor}"]["gpu_hours"] for donor in "ac"]
+    assert plan["sibling_gpu_hours"] == pytest.approx(sum(of_siblings))
     assert plan["assumed_flops"] == 50e12
     assert not workdir.exists()
 

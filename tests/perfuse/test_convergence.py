@@ -62,6 +62,16 @@ def test_a_training_ends_where_nothing_follows_the_constant_phase() -> None:
     assert course.position == 100
 
 
+def test_what_may_be_noise_is_no_standstill() -> None:
+    """Windows of ten losses m ± s have the standard error s / 3: the second is worse by 0.1, sure if that is 2 √2 of these."""
+    made = recipe(schedule=(Phase(kind="constant", share=1),))
+    for spread, steps in ((0.03, 20), (0.1, 20), (0.12, 100), (0.5, 100)):
+        swings = [spread, -spread] * 5
+        falling = [0.3 * 0.9**k for k in range(8) for _ in range(10)]
+        positions, _ = taken(made, [*(1 + s for s in swings), *(1.1 + s for s in swings), *falling])
+        assert (len(positions) > 20) == (steps > 20), spread
+
+
 def test_each_constant_phase_is_judged_by_itself() -> None:
     stages = tuple(Phase(kind="constant", share=1, start=10.0**-k) for k in range(3))
     made = recipe(steps=300, schedule=stages)

@@ -56,7 +56,14 @@ def _hide(labels: Path) -> None:
 @pytest.fixture
 def words(organs: Path, tiny_settings: list[str], workdir: Path) -> list[str]:
     of_recipe = [f"recipe.{word}" for word in tiny_settings if word != "--set"]
-    settings = ["test=b", "members=se", "recipe=quickstart", *of_recipe, "recipe.checkpoint_every=4"]
+    settings = [
+        "test=b",
+        "members=se",
+        "recipe=quickstart",
+        "all.converged=0.9",
+        *of_recipe,
+        "recipe.checkpoint_every=4",
+    ]
     return ["campaign", "sennet_3rd", "--data", str(organs), "--local", *(w for s in settings for w in ("--set", s))]
 
 

@@ -204,8 +204,8 @@ class Recipe(Frozen):
         (Phase(kind="linear", share=0.05, start=0.05), Phase(kind="cosine", share=0.95, end=0.01)), min_length=1
     )
     converged: float | None = Field(None, gt=0, lt=1)
-    """A constant phase of the schedule ends when the mean loss of a tenth of `steps` does not lie by this share below the lowest
-    tenth of the phase; the phases after it follow at once. None: phases take all their steps."""
+    """A constant phase of the schedule ends when the mean loss of a tenth of `steps` surely does not lie by this share below the
+    lowest tenth of the phase; the phases after it follow at once. None: phases take all their steps."""
     ema_decay: float = Field(0.98, ge=0, lt=1)
     clip_norm: float | None = Field(1.0, gt=0)
     clip_value: float | None = Field(None, gt=0)

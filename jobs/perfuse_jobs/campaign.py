@@ -237,7 +237,10 @@ class _Runner:
         return _result(
             planned,
             labels={
-                s.url: pseudolabel(s.url, model, planned.output, self.predict, cut=stage.cut) for s in planned.scans
+                s.url: pseudolabel(
+                    s.url, model, planned.output, self.predict, cut=stage.cut, keep_edges=stage.keep_edges
+                )
+                for s in planned.scans
             },
         )
 

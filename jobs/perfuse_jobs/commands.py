@@ -112,6 +112,10 @@ def pseudolabel(
     threshold: Annotated[
         float | None, typer.Option(min=0.004, max=1.0, help="Drop what lies below this probability.")
     ] = None,
+    keep_edges: Annotated[
+        bool,
+        typer.Option("--keep-edges", help="Teach what touches people's marks only as far as a vessel goes on there."),
+    ] = False,
     workers: Workers = 1,
     local: Local = False,
     as_json: Json = False,
@@ -126,7 +130,7 @@ def pseudolabel(
     if match_coverage and threshold is not None:
         raise PerfuseError("A threshold is either stated or matched: leave out --threshold, or --match-coverage.")
     cut: Cut = "coverage" if match_coverage else threshold
-    info = write(scan_url, load_model(models), output, _predict(local, workers), cut=cut)
+    info = write(scan_url, load_model(models), output, _predict(local, workers), cut=cut, keep_edges=keep_edges)
     return _show_label(scan_url, info, as_json=as_json)
 
 

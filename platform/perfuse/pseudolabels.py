@@ -4,6 +4,9 @@ Where a label of people is known, it stays: marked voxels, and background that t
 Elsewhere the probability p = value / 255 is kept, never binarised. With a threshold, what lies below it becomes 0, and is
 taught as background. The threshold can be matched to the coverage that a sparse label declares: then people's marks are that
 share of all that is marked afterwards (3rd place of SenNet + HOA 2023); without one, all of p is taught (5th place).
+
+Where people marked a vessel they said where it ends, too, yet a model's edge never is quite theirs, and would be taught as a
+shell around each of their marks. With `keep_edges` a voxel that touches a mark is taught only as far as a vessel goes on there.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from perfuse import storage
 from perfuse.bundle import Model
@@ -29,6 +33,12 @@ Predict = Callable[[str, Model, str], LabelInfo]
 
 Cut = float | Literal["coverage"] | None
 """Below which probability p becomes 0: as stated, as matches the declared coverage, or None: nowhere."""
+
+
+_MARKED = 128
+"""From here on a voxel of people's label is vessel."""
+_REACH = 2
+"""Voxels around a box on which its part of `within_edges` depends."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,12 @@ def human_label(scan: Scan) -> str | None:
     return "human" if "human" in given else next(iter(given), None)
 
 
-def pseudolabel(scan_url: str, model: Model, output: str, predict: Predict, *, cut: Cut = None) -> LabelInfo:
+def pseudolabel(
+    scan_url: str, model: Model, output: str, predict: Predict, *, cut: Cut = None, keep_edges: bool = False
+) -> LabelInfo:
     """Predict a scan into the label `<output>-prediction`, and make of it a soft label `output` to train on.
 
+    cut: below which probability nothing is taught. keep_edges: people's marks end where they end, see `within_edges`.
     The lineage says which people's label was kept, the threshold, and for a sparse one the declared coverage, the achieved
     one and the difference. Interrupted, the same call goes on; done, it does nothing.
     Raises ScanError when `output` was given by people, or when coverage is to be matched to a label that declares none.
@@ -77,26 +90,86 @@ def pseudolabel(scan_url: str, model: Model, output: str, predict: Predict, *, c
             "--coverage 0.65`), or leave the matching out."
         )
     seen = predict(scan.url, model, f"{output}-prediction")
-    key = storage.digest_json([seen.key, declared.digest if declared else "", cut])
+    key = storage.digest_json([seen.key, declared.digest if declared else "", cut, *(["edges"] if keep_edges else [])])
+    source = Source(scan, seen, declared, keep_edges=keep_edges)
     with writing(scan.url, f"label-{output}"):
         done = scan.labels().get(output)
         if done is not None and done.key == key:
             return done
-        return _write(scan, seen, declared, output, key, cut)
+        return _write(source, output, key, cut)
 
 
-def _write(scan: Scan, seen: LabelInfo, human: LabelInfo | None, output: str, key: str, cut: Cut) -> LabelInfo:
-    threshold, about = _threshold(scan, seen.name, human, cut)
+def within_edges(values: npt.NDArray[np.uint8], marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Predicted values, of which one that touches a mark is no more than the largest beside it that touches none.
+
+    values uint8[z, y, x], marks bool[z, y, x]. Two voxels touch by face, edge or corner; within two voxels of the array's
+    faces the answer is that of a volume that ends there. It holds at every threshold: what touches a mark is above it
+    only beside something that lies above it and touches none.
+    """
+    touches = ndimage.binary_dilation(marks, np.ones((3, 3, 3), np.bool_))
+    beyond = ndimage.maximum_filter(np.where(touches, np.uint8(0), values), 3, mode="constant")
+    return np.where(touches & ~marks, np.minimum(values, beyond), values)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a soft label is made of."""
+
+    scan: Scan
+    seen: LabelInfo
+    human: LabelInfo | None
+    keep_edges: bool
+
+    def predicted(self, box: Box) -> npt.NDArray[np.uint8]:
+        """Values of the prediction inside a box, with people's edges if these are kept."""
+        if self.human is None or not self.keep_edges:
+            return self.scan.read_label(self.seen.name, box)
+        wide = Box(index3([a - _REACH for a in box.start]), index3([b + _REACH for b in box.stop]))
+        wide = wide.intersect(Box.whole(self.scan.shape_zyx))
+        marks = self.scan.read_label(self.human.name, wide) >= _MARKED
+        return within_edges(self.scan.read_label(self.seen.name, wide), marks)[box.relative_to(wide.start).slices]
+
+    def taught(self, box: Box, threshold: int) -> npt.NDArray[np.uint8]:
+        """People's labels where they are known, elsewhere what was predicted from a threshold of 255 on."""
+        soft = self.predicted(box)
+        kept = np.where(soft >= threshold, soft, np.uint8(0))
+        if self.human is None:
+            return kept
+        marks = self.scan.read_label(self.human.name, box)
+        return np.where(self.scan.read_known(self.human.name, box, marks), marks, kept)
+
+    def tally(self) -> Tally:
+        """Count people's label against the prediction, in one pass over the scan, shard by shard."""
+        if self.human is None:
+            raise ScanError(f"{self.scan.url} has no label of people's to count against.")
+        total, name = Tally(0, np.zeros(256, np.int64)), self.human.name
+        stored = self.scan.label(self.seen.name)
+        cuts = list(blocks(self.scan.shape_zyx, index3(stored.shards or stored.chunks)))
+        with progress(f"coverage of {name}, shards", len(cuts)) as advance:
+            for box in cuts:
+                given, marks = self.scan.read_given(name, box), self.scan.read_label(name, box)
+                unsaid = given & ~self.scan.read_known(name, box, marks)
+                values = self.predicted(box)[unsaid]
+                counted = np.bincount(values, minlength=256)
+                total += Tally(int(np.count_nonzero(given & (marks >= _MARKED))), counted)
+                advance()
+        return total
+
+
+def _write(source: Source, output: str, key: str, cut: Cut) -> LabelInfo:
+    scan, seen, human = source.scan, source.seen, source.human
+    threshold, about = _threshold(source, cut)
     writer = writer_for(scan, output, key)
     todo = writer.todo()
     with progress(f"pseudo-label {output}, shards", len(todo)) as advance:
         for task in todo:
-            writer.write(task, _taught(scan, seen.name, human, writer.tasks[task], threshold))
+            writer.write(task, source.taught(writer.tasks[task], threshold))
             advance()
     lineage = {
         **seen.lineage,
         "prediction": {"label": seen.name, "digest": seen.digest},
         "kept": {"label": human.name, "digest": human.digest} if human else None,
+        "keep_edges": source.keep_edges,
         **about,
     }
     info = writer.finish(
@@ -108,25 +181,19 @@ def _write(scan: Scan, seen: LabelInfo, human: LabelInfo | None, output: str, ke
     return info
 
 
-def _taught(scan: Scan, seen: str, human: LabelInfo | None, box: Box, threshold: int) -> npt.NDArray[np.uint8]:
-    soft = scan.read_label(seen, box)
-    kept = np.where(soft >= threshold, soft, np.uint8(0))
-    if human is None:
-        return kept
-    marks = scan.read_label(human.name, box)
-    return np.where(scan.read_known(human.name, box, marks), marks, kept)
-
-
-def _threshold(scan: Scan, seen: str, human: LabelInfo | None, cut: Cut) -> tuple[int, dict[str, Any]]:
+def _threshold(source: Source, cut: Cut) -> tuple[int, dict[str, Any]]:
     """The threshold of 255, 0 for none, and what the lineage says of it."""
+    human = source.human
     if cut is None:
         return 0, {"threshold": None}
     if human is None or human.kind != "sparse":
         threshold = threshold_of(float(cut))
         return threshold, {"threshold": threshold / 255}
-    counted = tally(scan, seen, human.name)
+    counted = source.tally()
     if not counted.marked:
-        raise ScanError(f"Label {human.name!r} of {scan.url} marks nothing, so no coverage can be matched to it.")
+        raise ScanError(
+            f"Label {human.name!r} of {source.scan.url} marks nothing, so no coverage can be matched to it."
+        )
     threshold = counted.match(human.coverage) if cut == "coverage" else threshold_of(cut)
     achieved = float(counted.coverage[threshold])
     return threshold, {
@@ -135,18 +202,3 @@ def _threshold(scan: Scan, seen: str, human: LabelInfo | None, cut: Cut) -> tupl
         "achieved_coverage": achieved,
         "residual": achieved - human.coverage,
     }
-
-
-def tally(scan: Scan, prediction: str, human: str) -> Tally:
-    """Count a label of people against a prediction, in one pass over the scan, shard by shard."""
-    total = Tally(0, np.zeros(256, np.int64))
-    stored = scan.label(prediction)
-    cuts = list(blocks(scan.shape_zyx, index3(stored.shards or stored.chunks)))
-    with progress(f"coverage of {human}, shards", len(cuts)) as advance:
-        for box in cuts:
-            given, marks = scan.read_given(human, box), scan.read_label(human, box)
-            unsaid = given & ~scan.read_known(human, box, marks)
-            values = scan.read_label(prediction, box)[unsaid]
-            total += Tally(int(np.count_nonzero(given & (marks >= 128))), np.bincount(values, minlength=256))
-            advance()
-    return total

@@ -215,7 +215,7 @@ class _Planner:
     def _other(self, stage: Ensemble | Predict | PseudoLabel | Evaluate) -> Planned:
         scans = self._named(stage, stage.scans)
         donors = {d: path for name in reversed(answering(stage)) for d, path in self._ancestry(name).items()}
-        own = stage.model_dump(mode="json", include={"kind", "cut", "truth"})
+        own = stage.model_dump(mode="json", include={"kind", "cut", "keep_edges", "truth"})
         judges = scans if isinstance(stage, (Ensemble, Evaluate)) else []
         inputs = [[*_voxels(s), *self._people(stage, s)] for s in scans]
         return self._planned(stage, scans, judges, None, donors, [own, inputs])

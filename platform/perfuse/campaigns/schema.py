@@ -103,6 +103,8 @@ class PseudoLabel(Frozen):
     scans: Some
     cut: Annotated[float, Field(gt=0, le=1)] | Literal["coverage"] | None = None
     """Below which probability nothing is taught: as stated, as matches the scan's declared coverage, or None: nowhere."""
+    keep_edges: bool = False
+    """What touches people's marks is taught only as far as a vessel goes on there."""
 
 
 class Evaluate(Frozen):

@@ -4,7 +4,7 @@ What is kept is small: URIs, thresholds, digests and scores. Models, labels and 
 a stage that was killed goes on as its verb does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -190,8 +190,17 @@ class _Runner:
             run_id=run_of(uri),
             models=(uri,),
             threshold=load_model([uri]).threshold,
-            scores=self._scores_of_siblings(uri, stage),
+            scores=(*self._scores_on_left_out(uri, planned, stage), *self._scores_of_siblings(uri, stage)),
         )
+
+    def _scores_on_left_out(self, uri: str, planned: Planned, stage: Train) -> Iterator[dict[str, Any]]:
+        """Predict and score the donors that a sibling left out, at the threshold that it has inherited."""
+        for site in planned.judges if stage.scored_by else ():
+            self.predict(site.url, load_model([uri]), planned.output)
+            scan = Scan.open(site.url)
+            score = evaluate(scan, planned.output, str(human_label(scan)))
+            record_evaluation(score, kind="sibling")
+            yield asdict(score) | {"kind": "sibling"}
 
     def _scores_of_siblings(self, uri: str, stage: Train) -> tuple[dict[str, Any], ...]:
         """Note with a model that learnt from everything what its siblings reached on the donors that they left out."""
@@ -199,13 +208,15 @@ class _Runner:
             score.model_copy(update={"kind": "sibling"})
             for name in stage.siblings
             for score in scores_of(*version_of(self.results[name].models[0])).values()
-            if score.kind == "validation"
+            if score.kind in ("validation", "sibling")
         ]
         for score in theirs:
             record_scores(uri, score)
         return tuple(score.model_dump(mode="json") for score in theirs)
 
     def _ensemble(self, planned: Planned, stage: Ensemble) -> Result:
+        if stage.threshold_from is not None:
+            return self._inheriting(planned, stage, stage.threshold_from)
         model, scans = self._model(stage.models), [Scan.open(site.url) for site in planned.scans]
         truths = {human_label(scan) for scan in scans}
         truth = truths.pop()
@@ -217,6 +228,13 @@ class _Runner:
         scores = [asdict(evaluate(Scan.open(url), planned.output, truth)) for url in labels]
         models = tuple(member.uri for member in model.members)
         return _result(planned, models=models, threshold=threshold, labels=labels, scores=tuple(scores))
+
+    def _inheriting(self, planned: Planned, stage: Ensemble, threshold_from: str) -> Result:
+        """Members that have learnt from everything: threshold and scores are those of earlier ensembles."""
+        scores = [score | {"kind": "sibling"} for name in stage.siblings for score in self.results[name].scores]
+        models = tuple(member.uri for member in self._model(stage.models).members)
+        threshold = self._model((threshold_from,)).threshold
+        return _result(planned, models=models, threshold=threshold, scores=tuple(scores))
 
     def _predict(self, planned: Planned, stage: Predict) -> Result:
         model = self._model((stage.model,))

@@ -4,8 +4,6 @@ Every stage is skipped when it is done already, so the same command after `kill 
 success does nothing.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from perfuse import settings, storage
@@ -117,6 +115,17 @@ def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> N
             say(f"Stopped. The same command goes on at step {latest_step(job.folder)}; checkpoints: {job.folder}")
             raise
     log.flush()
+    if job.recipe.converged is not None:
+        say(_end(latest_step(job.folder), job.recipe))
+
+
+def _end(steps: int, recipe: Recipe) -> str:
+    if steps < recipe.steps:
+        return f"The loss has converged: {steps} steps were taken, of {recipe.steps} at most."
+    return (
+        f"All {steps} steps were taken and the loss has not converged: each tenth of them it fell by {recipe.converged:.1%} or "
+        "more. More steps may be worth it."
+    )
 
 
 def _pace(metrics: dict[str, float]) -> str:
@@ -136,17 +145,6 @@ def _validation(metrics: dict[str, float]) -> str:
     return f"surface dice {metrics['val_surface_dice']:.4f}, Dice {metrics['val_dice']:.4f} on the validation scans, {where}"
 
 
-def loss_fall(losses: Mapping[int, float]) -> float:
-    """The share by which the mean loss of the last tenth of steps lies below that of the tenth before: about 0 when converged.
-
-    losses: by step; the latest step is taken for the last. NaN where a tenth holds none.
-    """
-    last = max(losses)
-    tenths = [[v for step, v in losses.items() if a < step / last <= a + 0.1 + 1e-9] for a in (0.8, 0.9)]
-    before, after = (sum(values) / len(values) if values else math.nan for values in tenths)
-    return 1 - after / (before or math.nan)
-
-
 def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherited: Threshold | None) -> str:
     """Choose the threshold of each class, register, and note the scores that promotion asks for; the tag says that all is done."""
     bundle, output = finished_bundle(job), f"{name}-selection"
@@ -161,11 +159,6 @@ def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherit
         log.thresholds(curves)
     elif inherited is not None:
         bundle = bundle.with_threshold(inherited)
-        fall = loss_fall(log.run().history()["loss"])
-        log.run().metrics(job.recipe.steps, {"loss_fall": fall})
-        say(
-            f"No scan selects: all {job.recipe.steps} steps were taken. In the last fifth of them the loss fell by {fall:.1%}."
-        )
     uri = register(bundle, name, log.run().id)
     for url in urls:
         predict(url, replace(bundle, uri=uri), output)  # which only renews the labels' reference to their model

@@ -38,7 +38,7 @@ def page(
     """
     parts = [
         f"<h1>{escape(model)}</h1>",
-        f"<p>{escape(_said(job, curves))}</p>",
+        f"<p>{escape(_said(job, max(history['loss']), curves))}</p>",
         *(_selection(curves, scores) if curves else []),
         _section("Training", _image(over_steps(history), "losses, scores, learning rate and speed over steps")),
         _section("Last validation", *(_figure(name, picture) for name, picture in sorted(pictures.items()))),
@@ -64,12 +64,12 @@ def _selection(curves: Mapping[str, Curve], scores: Sequence[Evaluation]) -> lis
     return [_section("Scores on the validation scans", _scores(scores)), *plots]
 
 
-def _said(job: TrainingJob, curves: Mapping[str, Curve]) -> str:
+def _said(job: TrainingJob, steps: int, curves: Mapping[str, Curve]) -> str:
     recipe = job.recipe
     chosen = {name: curve.chosen for name, curve in curves.items()}
     threshold = said(chosen.get("", chosen)) if chosen else "threshold inherited, for no scan selects"
     return (
-        f"Recipe {recipe.name}, {recipe.steps:,} steps of {recipe.batch * recipe.accumulate} crops; {threshold}; "
+        f"Recipe {recipe.name}, {steps:,} steps of {recipe.batch * recipe.accumulate} crops; {threshold}; "
         f"training key {job.key}."
     )
 

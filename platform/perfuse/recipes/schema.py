@@ -11,6 +11,8 @@ Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
 """Probability with which a crop is varied so."""
 Positive = Field(gt=0)
+WINDOW = 0.1
+"""Share of all steps over whose mean it is judged whether the loss has converged."""
 MOST_SCALE = 4.0
 """Larger pixels are those of a coarser scan, not of an emulation."""
 
@@ -209,6 +211,9 @@ class Recipe(Frozen):
     schedule: tuple[Phase, ...] = Field(
         (Phase(kind="linear", share=0.05, start=0.05), Phase(kind="cosine", share=0.95, end=0.01)), min_length=1
     )
+    converged: float | None = Field(None, gt=0, lt=1)
+    """A constant phase of the schedule ends when the mean loss of a tenth of `steps` surely does not lie by this share below the
+    lowest tenth of the phase; the phases after it follow at once. None: phases take all their steps."""
     ema_decay: float = Field(0.98, ge=0, lt=1)
     clip_norm: float | None = Field(1.0, gt=0)
     clip_value: float | None = Field(None, gt=0)
@@ -251,6 +256,12 @@ class Recipe(Frozen):
             raise ValueError("of fold, within and validation only one can say what validates")
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
+        longest = max((phase.share for phase in self.schedule if phase.kind == "constant"), default=0.0)
+        if self.converged is not None and longest < 2 * WINDOW * sum(phase.share for phase in self.schedule):
+            raise ValueError(
+                "converged compares tenths of the steps in a constant phase, and the schedule has none of two tenths: e.g. "
+                "schedule=[{kind: linear, share: 1, start: 0.05}, {kind: constant, share: 15}, {kind: cosine, share: 4, end: 0.01}]"
+            )
         if any(loss.volumetric for loss in self.losses) and (self.network.outputs != "all" or self.network.planes == 1):
             raise ValueError("a volumetric loss needs several planes: network.outputs=all, and network.planes above 1")
         return self

@@ -242,14 +242,14 @@ def _pixels(scan: Scan, axis: str) -> list[float]:
 
 
 def is_finished(job: TrainingJob) -> bool:
-    """True when all steps of a job have been taken."""
-    return checkpoints.latest_step(job.folder) >= job.recipe.steps
+    """True when a job is at the end of its schedule."""
+    return checkpoints.latest_position(job.folder) >= job.recipe.steps
 
 
 def finished_bundle(job: TrainingJob) -> Bundle:
     """The bundle of a finished job: the best averaged weights, the contract, and where they come from."""
     state = checkpoints.load(job.folder)
-    if state is None or state["step"] < job.recipe.steps:
+    if state is None or state["course"]["position"] < job.recipe.steps:
         raise RecipeError(f"The training in {job.folder} is not finished. Run the same `perfuse train` again.")
     lineage = {
         "key": job.key,
@@ -257,6 +257,7 @@ def finished_bundle(job: TrainingJob) -> Bundle:
         "train": [s.model_dump(mode="json") for s in job.train],
         "validation": [s.model_dump(mode="json") for s in job.validation],
         "donors": job.donors(),
+        "steps": state["step"],
         "best_step": state["best_step"],
         "origin": state["origin"],
     }

@@ -23,6 +23,7 @@ class TrainingPlan(Frozen):
     """Scans with donor and label."""
     validation: tuple[str, ...]
     steps: int
+    """At most, where `converged` may end it."""
     crops: int
     epoch_crops: int | None
     """Crops of an epoch, where the order has epochs."""

@@ -8,6 +8,7 @@ from perfuse.bundle import weights_digest
 from perfuse.errors import RecipeError
 from perfuse.models import build, fit_weights
 from perfuse.models.panels import Panels
+from perfuse.training.convergence import Course
 from perfuse.training.initial import initial_weights
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import optimiser
@@ -16,7 +17,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class State:
-    """Network, averaged network, optimiser, step, and the best averaged weights so far."""
+    """Network, averaged network, optimiser, step, place in the schedule, and the best averaged weights so far."""
 
     def __init__(self, job: TrainingJob, saved: dict[str, Any] | None, device: str, precision: str) -> None:
         recipe = job.recipe
@@ -36,6 +37,7 @@ class State:
         self.optimiser = optimiser(recipe, self.network.parameters())
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
         self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, on_cpu(self.averaged)
+        self.course = Course(recipe, saved and saved["course"])
         if saved is not None:
             self._restore(saved)
 
@@ -51,6 +53,7 @@ class State:
         """All that `State` needs to go on: tensors on the CPU and plain values."""
         return {
             "step": self.step,
+            "course": self.course.as_dict(),
             "network": on_cpu(self.network),
             "averaged": on_cpu(self.averaged),
             "optimiser": self.optimiser.state_dict(),

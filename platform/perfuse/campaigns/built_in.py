@@ -27,7 +27,7 @@ def sennet_3rd(roles: Roles, members: Names) -> Campaign:
     In the last of these rounds all members train, each on labels cut at its own threshold, and then on everything, also
     the validation donor, until their loss has converged. Threshold and scores of what learnt from everything are those of
     the last round, and the first member's those of its siblings, each without one donor. Ours: which member takes which of the
-    thresholds .1, .15, .2, the first the matched one; one cycle is kept for the rounds of the first member alone.
+    thresholds .1, .15, .2, the first the matched one; people's edges are kept; one cycle is kept for the rounds of the first member alone.
     """
     _need(roles, "sennet_3rd", "dense", "sparse", "validation")
     first = MEMBERS_3RD[members[0]][0]
@@ -38,7 +38,7 @@ def sennet_3rd(roles: Roles, members: Names) -> Campaign:
         labels.insert(0, taught)
         learnt += [specimen] * (specimen not in learnt)
         stages += [
-            PseudoLabel(name=taught, model=last, scans=(specimen,), cut="coverage"),
+            PseudoLabel(name=taught, model=last, scans=(specimen,), cut="coverage", keep_edges=True),
             Train(name=name, recipe=first, scans=tuple(learnt), labels=tuple(labels), init_from=last),
             *_scored(name, roles),
         ]
@@ -56,7 +56,7 @@ def _last_rounds(members: Names, last: str, labels: Names, learnt: Names, roles:
         recipe, cut = MEMBERS_3RD[member]
         leads = member == members[0]
         soft = _of(f"labels-{number}", member, members)
-        taught.append(PseudoLabel(name=soft, model=last, scans=roles.sparse[-1:], cut=cut))
+        taught.append(PseudoLabel(name=soft, model=last, scans=roles.sparse[-1:], cut=cut, keep_edges=True))
         training = Train(
             name=_of(name, member, members),
             recipe=recipe,

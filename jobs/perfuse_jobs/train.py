@@ -122,10 +122,7 @@ def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> N
 def _end(steps: int, recipe: Recipe) -> str:
     if steps < recipe.steps:
         return f"The loss has converged: {steps} steps were taken, of {recipe.steps} at most."
-    return (
-        f"All {steps} steps were taken and the loss has not converged: each tenth of them it fell by {recipe.converged:.1%} or "
-        "more. More steps may be worth it."
-    )
+    return f"All {steps} steps were taken: the loss has not surely stood still. More steps may be worth it (--set steps=…)."
 
 
 def _pace(metrics: dict[str, float]) -> str:

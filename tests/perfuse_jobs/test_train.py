@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from perfuse import tracking
@@ -19,11 +20,6 @@ from perfuse.training import TrainingJob, plan_job
 from perfuse.training.checkpoints import latest_step
 from perfuse_jobs import distributed
 from perfuse_jobs.workers import Workers
-
-
-@pytest.fixture
-def job(tiny: Recipe, scans: Path, workdir: Path) -> TrainingJob:
-    return plan_job(tiny, str(scans), str(workdir / "runs"))
 
 
 def only_run() -> Any:
@@ -46,9 +42,12 @@ def artifacts(run: Any, folder: str = "") -> list[str]:
 
 @pytest.mark.usefixtures("in_process_ray")
 def test_two_workers_make_a_challenger_also_after_kill_9_and_the_same_command_makes_no_other(
-    verb: Any, scans: Path, job: TrainingJob, tiny_settings: list[str], capsys: pytest.CaptureFixture[str]
+    verb: Any, tiny: Recipe, scans: Path, workdir: Path, tiny_settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "quickstart", "--data", str(scans), "--name", "tubes", *tiny_settings, "--workers", "2", "--json"]
+    longer = {"steps": 64, "validate_every": 16}
+    job = plan_job(tiny.model_copy(update=longer), str(scans), str(workdir / "runs"))
+    settings = [*tiny_settings, *(word for k, v in longer.items() for word in ("--set", f"{k}={v}"))]
+    words = ["train", "quickstart", "--data", str(scans), "--name", "tubes", *settings, "--workers", "2", "--json"]
     at = kill_at_a_checkpoint(words, job)
     killed = only_run()
 
@@ -62,9 +61,9 @@ def test_two_workers_make_a_challenger_also_after_kill_9_and_the_same_command_ma
     assert bundle.lineage["key"] == job.key
     assert run.info.status == "FINISHED"
     assert run.data.params["recipe.network.encoder"] == "tu-test_resnet"
-    told = sorted({at + 1, *(step for step in (8, 10, 16, 20, 24) if step > at)})
+    told = sorted({at + 1} | {step for step in range(at + 1, 65) if step % 10 == 0 or step % 16 == 0})
     assert steps_of(run, "loss")[-len(told) :] == told
-    validated = [step for step in (16, 24) if step > at]
+    validated = [step for step in (16, 32, 48, 64) if step > at]
     assert steps_of(run, "val_surface_dice")[-len(validated) :] == validated
     assert set(artifacts(run)) >= {"data.json", "threshold.json", "pictures", "report.html"}
     assert all(0 <= share <= 1 for share in values_of(run, "wait_share"))
@@ -84,15 +83,17 @@ def test_two_workers_make_a_challenger_also_after_kill_9_and_the_same_command_ma
 
 
 def kill_at_a_checkpoint(words: list[str], job: TrainingJob) -> int:
-    """Start a training, kill it -9 at the first checkpoint, and say at which step that was."""
+    """Start a training, kill it -9 at the first checkpoint, and say which is the last: its ranks outlive it for a second or two."""
     command = [sys.executable, "-m", "perfuse.cli", *words]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as killed:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as driver:
         deadline = time.monotonic() + 180
-        while latest_step(job.folder) < 8 and killed.poll() is None and time.monotonic() < deadline:
+        while latest_step(job.folder) == 0 and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        killed.kill()
+        ranks = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+    psutil.wait_procs(ranks, timeout=60)
     at = latest_step(job.folder)
-    assert 8 <= at < 24
+    assert 16 <= at < 64
     return at
 
 

@@ -33,8 +33,8 @@ def over_steps(history: History) -> bytes:
     return png(figure)
 
 
-def over_thresholds(curve: Curve) -> bytes:
-    """Dice and surface dice over all thresholds, with the plateau and the threshold that was chosen."""
+def over_thresholds(curve: Curve, title: str = "validation scans, whole") -> bytes:
+    """Dice and surface dice over all thresholds, with the plateau and its point nearest to a half, which is chosen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -44,7 +44,7 @@ def over_thresholds(curve: Curve) -> bytes:
     axes.plot(at, curve.surface_dice, label="surface dice")
     axes.plot(at, curve.dice, label="Dice")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="threshold")
-    _dress(axes, "validation scans, whole")
+    _dress(axes, title)
     return png(figure)
 
 

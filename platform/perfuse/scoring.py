@@ -114,19 +114,24 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
 
 
 def tune(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> Curve:
-    """Scores at all 255 thresholds, the counts of all scans added. Truth must be dense.
+    """Scores at all 255 thresholds, the counts of all scans added; see `counts_by_scan`."""
+    return sum(counts_by_scan(scans, prediction, truth, within), CurveCounts()).curve()
+
+
+def counts_by_scan(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> list[CurveCounts]:
+    """What all 255 thresholds count in each scan. Truth must be dense.
 
     within: for each scan the box outside which nothing counts; empty: all counts.
     """
-    total = CurveCounts()
+    found = []
     for scan, extent in zip(scans, within or [Box.whole(scan.shape_zyx) for scan in scans], strict=True):
         if scan.label_info(truth).kind == "sparse":
             raise ScanError(
                 f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
             )
-        for counts in _over(scan, f"tune {scan.info.id}", partial(_curve_counts, scan, prediction, truth, extent)):
-            total += counts
-    return total.curve()
+        parts = _over(scan, f"tune {scan.info.id}", partial(_curve_counts, scan, prediction, truth, extent))
+        found.append(sum(parts, CurveCounts()))
+    return found
 
 
 def _curve_counts(scan: Scan, prediction: str, truth: str, extent: Box, box: Box) -> CurveCounts:

@@ -17,8 +17,6 @@ from perfuse.pictures import one_slice
 from perfuse.recipes.schema import Criterion
 from perfuse.training.job import Source, TrainingJob
 
-STEADY = [-(-255 * k // 40) - 1 for k in range(1, 40)]
-"""Indices in a curve of the thresholds 0.025, 0.050 … 0.975."""
 SCORES = ("val_dice", "val_surface_dice", "val_threshold", "val_score")
 VOXELS = 2_400_000
 """Of each validation scan, scored while training; the final scores are of whole scans."""
@@ -87,7 +85,7 @@ def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
     0.025, 0.050 … 0.975 and over scans, each alike: what a checkpoint scores when nobody finds its best threshold.
     """
     if criterion == "mean_surface_dice":
-        return float(np.mean([np.nan_to_num(counts.curve().surface_dice[STEADY]).mean() for counts in scans]))
+        return float(np.mean([counts.curve().mean_surface_dice for counts in scans]))
     curve = sum(scans, CurveCounts()).curve()
     values = curve.dice if criterion == "best_dice" else curve.surface_dice
     return float(np.nan_to_num(values).max())

@@ -3,8 +3,8 @@
 Smoke campaigns, end to end, on phantoms of five donors: dense, sparse, unlabelled, validation, test. Of the sparse organ 35 % of
 the vessel voxels are hidden, in blocks of 16³. Printed are surface dice on the test organ after each round, over the model
 that learnt from the dense organ alone, in pairs by seed (mean ± standard deviation); and of the labels that were added to the
-sparse organ, precision and the share found of what was hidden. `sennet_3rd` and seed 0 when nothing else is said. Takes minutes
-a seed and campaign on two idle cores.
+sparse organ, precision and the share found of what was hidden, voxel by voxel and within one voxel. `sennet_3rd` and seed 0 when
+nothing else is said. Takes minutes a seed and campaign on two idle cores.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from scipy import ndimage
 
 from perfuse.catalog import Scan
 
@@ -69,16 +70,26 @@ def partly(mask: Any) -> Any:
     return left
 
 
-def added(stage: dict[str, Any]) -> tuple[float, float] | None:
-    """Precision, and share found of what was hidden, of the labels that a stage added to the sparse organ; None for another."""
+def added(stage: dict[str, Any]) -> str | None:
+    """How right the labels are that a stage added to the sparse organ, and what they found of the hidden; None for another."""
     info = stage["labels"].get(scan_url(SPARSE))
     if info is None:
         return None
     scan, whole = Scan.open(scan_url(SPARSE)), truth()
     marked = np.asarray(scan.label("human")[:]) > 0
-    new = (np.asarray(scan.label(info["name"])[:]) >= 128) & ~marked
-    right = np.count_nonzero(new & whole)
-    return right / max(np.count_nonzero(new), 1), right / np.count_nonzero(whole & ~marked)
+    new, hidden = (np.asarray(scan.label(info["name"])[:]) >= 128) & ~marked, whole & ~marked
+    exact = np.count_nonzero(new & whole)
+    shares = (
+        exact / max(np.count_nonzero(new), 1),
+        np.count_nonzero(new & near(whole)) / max(np.count_nonzero(new), 1),
+        exact / np.count_nonzero(hidden),
+        np.count_nonzero(near(new) & hidden) / np.count_nonzero(hidden),
+    )
+    return "precision {:.3f} ({:.3f} within a voxel), found {:.3f} ({:.3f}) of what was hidden".format(*shares)
+
+
+def near(mask: Any) -> Any:
+    return ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
 
 
 def run(campaign: str, seeds: list[int], settings: list[str]) -> None:
@@ -92,9 +103,7 @@ def run(campaign: str, seeds: list[int], settings: list[str]) -> None:
             if stage["kind"] == "evaluate":
                 scores.setdefault(stage["stage"], []).append(stage["scores"][0]["surface_dice"])
             elif stage["kind"] == "pseudolabel" and (found := added(stage)):
-                print(
-                    f"{campaign}, seed {seed}, {stage['stage']}: precision {found[0]:.3f}, found {found[1]:.3f} of what was hidden"
-                )
+                print(f"{campaign}, seed {seed}, {stage['stage']}: {found}", flush=True)
     base = np.array(next(iter(scores.values())))
     for stage, values in scores.items():
         gain = np.array(values) - base

@@ -19,7 +19,7 @@ from perfuse import sampling, storage, volumes
 from perfuse.catalog import LabelInfo, Scan, ScanInfo
 from perfuse.geometry import Box, along_axis, move_axis
 from perfuse.labels import writer_for
-from perfuse.recipes import Sampling, load_recipe
+from perfuse.recipes import Recipe, Sampling, load_recipe
 from perfuse.training import TrainingJob
 from perfuse.training.job import Source
 
@@ -108,22 +108,27 @@ def with_perfuse(job: TrainingJob) -> float:
     return BATCHES * BATCH / took
 
 
+def job_of(bench: Scan, recipe: Recipe) -> TrainingJob:
+    """A training on the scan, with folder and checkpoints beside it."""
+    source = Source(
+        url=bench.url, specimen="bench", donor="bench", label="human", scan_digest="bench", label_digest="bench"
+    )
+    folder = str(Path(bench.url).parent / "runs" / recipe.name)
+    about = {"folder": folder, "key": recipe.name, "pixel_um": (20.0, 20.0)}
+    return TrainingJob(recipe=recipe, train=(source,), validation=(), **about)
+
+
+def work_folder(name: str) -> Path:
+    """Where a benchmark keeps what it makes: a RAM disk, if nothing else is said."""
+    return Path(os.environ.get("PERFUSE_BENCH", "/dev/shm/perfuse-bench")) / name
+
+
 def main() -> None:
-    folder = Path(os.environ.get("PERFUSE_BENCH", "/dev/shm/perfuse-bench")) / "feeder"
+    folder = work_folder("feeder")
     try:
         bench = scan(folder)
         recipe = load_recipe("quickstart", [f"crop={CROP}", f"batch={BATCH}", "steps=100000", "network.planes=1"])
-        source = Source(
-            url=bench.url, specimen="bench", donor="bench", label="human", scan_digest="bench", label_digest="bench"
-        )
-        job = TrainingJob(
-            recipe=recipe.model_copy(update={"sampling": Sampling(foreground_share=0.5)}),
-            train=(source,),
-            validation=(source,),
-            folder=str(folder / "runs"),
-            key="bench",
-            pixel_um=(20.0, 20.0),
-        )
+        job = job_of(bench, recipe.changed(sampling=Sampling(foreground_share=0.5)))
         with_perfuse(job)
         readers = {
             "naive zarr": lambda: naive(bench),

@@ -6,7 +6,7 @@ import typer
 
 from perfuse.errors import SourceError
 from perfuse.geometry import Index3, Spacing, index3
-from perfuse_ingest import hoa_commands, organ_commands
+from perfuse_ingest import export_commands, hoa_commands, organ_commands
 
 
 def parse_voxel_size(text: str) -> Spacing:
@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     register_labels(app)
     hoa_commands.register(app)
     organ_commands.register(app)
+    export_commands.register(app)
 
 
 def phantom(

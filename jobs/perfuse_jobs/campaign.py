@@ -4,7 +4,7 @@ What is kept is small: URIs, thresholds, digests and scores. Models, labels and 
 a stage that was killed goes on as its verb does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -103,7 +103,7 @@ class _Runner:
     def __init__(self, plan: Plan, workers: Workers, *, local: bool) -> None:
         self.plan, self.workers, self.local = plan, workers, local
         self.results: dict[str, Result] = {}
-        self.predict = predictor(workers, local=local)
+        self._predictor = predictor(workers, local=local)
 
     def run(self) -> list[Result]:
         plan, place = self.plan, storage.join(_place(self.plan.key), "run.json")
@@ -158,8 +158,15 @@ class _Runner:
         known = [self.results[name] for name in names if name in self.results]
         uris = [uri for name in names for uri in (self.results[name].models if name in self.results else (name,))]
         model = load_model(uris)
+        if model.class_names != ("",):
+            raise CampaignError(f"{model.uri} tells {', '.join(model.class_names)} apart; campaigns are of one class.")
         threshold = known[0].threshold if len(names) == 1 and known else None
         return model if threshold is None else model.with_threshold(threshold)
+
+    def predict(self, url: str, model: Model, output: str) -> LabelInfo:
+        """Write a model's soft label of a scan."""
+        (info,) = self._predictor(url, model, output)
+        return info
 
     def _train(self, planned: Planned, stage: Train) -> Result:
         if planned.recipe is None:
@@ -183,8 +190,17 @@ class _Runner:
             run_id=run_of(uri),
             models=(uri,),
             threshold=load_model([uri]).threshold,
-            scores=self._scores_of_siblings(uri, stage),
+            scores=(*self._scores_on_left_out(uri, planned, stage), *self._scores_of_siblings(uri, stage)),
         )
+
+    def _scores_on_left_out(self, uri: str, planned: Planned, stage: Train) -> Iterator[dict[str, Any]]:
+        """Predict and score the donors that a sibling left out, at the threshold that it has inherited."""
+        for site in planned.judges if stage.scored_by else ():
+            self.predict(site.url, load_model([uri]), planned.output)
+            scan = Scan.open(site.url)
+            score = evaluate(scan, planned.output, str(human_label(scan)))
+            record_evaluation(score, kind="sibling")
+            yield asdict(score) | {"kind": "sibling"}
 
     def _scores_of_siblings(self, uri: str, stage: Train) -> tuple[dict[str, Any], ...]:
         """Note with a model that learnt from everything what its siblings reached on the donors that they left out."""
@@ -192,13 +208,15 @@ class _Runner:
             score.model_copy(update={"kind": "sibling"})
             for name in stage.siblings
             for score in scores_of(*version_of(self.results[name].models[0])).values()
-            if score.kind == "validation"
+            if score.kind in ("validation", "sibling")
         ]
         for score in theirs:
             record_scores(uri, score)
         return tuple(score.model_dump(mode="json") for score in theirs)
 
     def _ensemble(self, planned: Planned, stage: Ensemble) -> Result:
+        if stage.threshold_from is not None:
+            return self._inheriting(planned, stage, stage.threshold_from)
         model, scans = self._model(stage.models), [Scan.open(site.url) for site in planned.scans]
         truths = {human_label(scan) for scan in scans}
         truth = truths.pop()
@@ -211,6 +229,13 @@ class _Runner:
         models = tuple(member.uri for member in model.members)
         return _result(planned, models=models, threshold=threshold, labels=labels, scores=tuple(scores))
 
+    def _inheriting(self, planned: Planned, stage: Ensemble, threshold_from: str) -> Result:
+        """Members that have learnt from everything: threshold and scores are those of earlier ensembles."""
+        scores = [score | {"kind": "sibling"} for name in stage.siblings for score in self.results[name].scores]
+        models = tuple(member.uri for member in self._model(stage.models).members)
+        threshold = self._model((threshold_from,)).threshold
+        return _result(planned, models=models, threshold=threshold, scores=tuple(scores))
+
     def _predict(self, planned: Planned, stage: Predict) -> Result:
         model = self._model((stage.model,))
         return _result(planned, labels={s.url: self.predict(s.url, model, planned.output) for s in planned.scans})
@@ -220,7 +245,10 @@ class _Runner:
         return _result(
             planned,
             labels={
-                s.url: pseudolabel(s.url, model, planned.output, self.predict, cut=stage.cut) for s in planned.scans
+                s.url: pseudolabel(
+                    s.url, model, planned.output, self._predictor, cut=stage.cut, keep_edges=stage.keep_edges
+                )[0]
+                for s in planned.scans
             },
         )
 

@@ -1,5 +1,6 @@
 """The verb `campaign`."""
 
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,9 @@ def campaign(
     data: Annotated[str, typer.Option(help="URL of the folder that holds the scans.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="ROLE=SPECIMEN,…; recipe=NAME; recipe.KEY=VALUE; STAGE.KEY=VALUE; repeatable."),
+        typer.Option(
+            "--set", help="ROLE=SPECIMEN,…; members=NAME,…; recipe=NAME; recipe.KEY=VALUE; STAGE.KEY=VALUE; repeatable."
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="With small networks, crops and steps.")] = False,
@@ -38,7 +41,7 @@ def campaign(
     check_local(local, workers)
     scans = find_scans(data)
     planned = plan_campaign(
-        load_campaign(name, scans, settings or []),
+        load_campaign(name, scans, settings or [], smoke=smoke),
         scans,
         data,
         smoke=smoke,
@@ -77,6 +80,10 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         "campaign": plan.name,
         "key": plan.key,
         "gpu_hours": sum(c.gpu_hours for c in cost.values()),
+        "sibling_gpu_hours": sum(
+            cost[p.stage.name].gpu_hours for p in plan.stages if getattr(p.stage, "scored_by", ())
+        ),
+        "assumed_flops": SUSTAINED,
         "stages": stages,
     }
     if as_json:
@@ -96,9 +103,8 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         "GPU-hours",
         "",
     ):
-        table.add_column(
-            heading, justify="right" if heading in ("steps", "crops", "reads", "writes", "GPU-hours") else "left"
-        )
+        right = heading in ("steps", "crops", "reads", "writes", "GPU-hours")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading == "stage", overflow="fold")
     for s in stages:
         who = [", ".join(s[part]) for part in ("scans", "judges", "donors")]
         sizes = [decimal(s["read_bytes"]), decimal(s["written_bytes"]), f"{s['gpu_hours']:.2g}"]
@@ -106,7 +112,8 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         table.add_row(s["stage"], s["kind"], *who, *counts, *sizes, "done" if s["done"] else "")
     results.print(table)
     results.print(
-        f"{values['gpu_hours']:.3g} GPU-hours in all, on a GPU that sustains {SUSTAINED / 1e12:.0f} TFLOP/s",
+        f"{values['gpu_hours']:.3g} GPU-hours in all, {values['sibling_gpu_hours']:.3g} of them for siblings, if a GPU sustains "
+        f"{SUSTAINED / 1e12:.0f} TFLOP/s and no loss converges early",
         soft_wrap=True,
     )
     return values
@@ -117,7 +124,13 @@ def _show(plan: "Plan", made: "list[Result]", *, as_json: bool) -> dict[str, Any
 
     from perfuse.console import print_json, results
 
-    values = {"campaign": plan.name, "key": plan.key, "stages": [result.model_dump(mode="json") for result in made]}
+    siblings = {result.stage: spread for result in made if (spread := spread_of_siblings(plan, result))}
+    values = {
+        "campaign": plan.name,
+        "key": plan.key,
+        "stages": [result.model_dump(mode="json") for result in made],
+        "siblings": siblings,
+    }
     if as_json:
         print_json(values)
         return values
@@ -131,7 +144,30 @@ def _show(plan: "Plan", made: "list[Result]", *, as_json: bool) -> dict[str, Any
         for number, row in enumerate(scores or [[""] * 4]):
             table.add_row(*((result.stage, what, threshold) if number == 0 else [""] * 3), *row)
     results.print(table)
+    for stage, spread in siblings.items():
+        results.print(
+            f"{stage} has learnt from everything; its siblings, each on donors that it left out: surface dice "
+            f"{_said(spread['surface_dice'])}, Dice {_said(spread['dice'])}, {spread['scores']} scans",
+            soft_wrap=True,
+        )
     return values
+
+
+def spread_of_siblings(plan: "Plan", result: "Result") -> dict[str, Any] | None:
+    """Mean and standard deviation of the scores that stand for those of a stage which learnt from everything; None of another."""
+    stage = next(p.stage for p in plan.stages if p.stage.name == result.stage)
+    if not getattr(stage, "siblings", ()) or not result.scores:
+        return None
+    spread: dict[str, Any] = {"scores": len(result.scores)}
+    for name in ("surface_dice", "dice"):
+        values = [score[name] for score in result.scores]
+        spread[name] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+    return spread
+
+
+def _said(spread: dict[str, float | None]) -> str:
+    deviation = "" if spread["sd"] is None else f" ± {spread['sd']:.4f}"
+    return f"{spread['mean']:.4f}{deviation}"
 
 
 def _scan(score: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ Models = Annotated[
     ),
 ]
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
-Output = Annotated[str, typer.Option(help="Name of the soft label to write.")]
+Output = Annotated[str, typer.Option(help="Name of the soft label to write; OUTPUT-CLASS of each of several classes.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
@@ -98,7 +98,7 @@ def predict(
         for forward in forwards:
             forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
         return _show_plan(plan_of(scan, *forwards).model_dump(), as_json=as_json)
-    return _show_label(scan_url, _predict(local, workers)(scan_url, model, output), as_json=as_json)
+    return _show_labels(scan_url, _predict(local, workers)(scan_url, model, output), as_json=as_json)
 
 
 def pseudolabel(
@@ -112,6 +112,10 @@ def pseudolabel(
     threshold: Annotated[
         float | None, typer.Option(min=0.004, max=1.0, help="Drop what lies below this probability.")
     ] = None,
+    keep_edges: Annotated[
+        bool,
+        typer.Option("--keep-edges", help="Teach what touches people's marks only as far as a vessel goes on there."),
+    ] = False,
     workers: WorkersOption = ONE,
     local: Local = False,
     as_json: Json = False,
@@ -126,8 +130,8 @@ def pseudolabel(
     if match_coverage and threshold is not None:
         raise PerfuseError("A threshold is either stated or matched: leave out --threshold, or --match-coverage.")
     cut: Cut = "coverage" if match_coverage else threshold
-    info = write(scan_url, load_model(models), output, _predict(local, workers), cut=cut)
-    return _show_label(scan_url, info, as_json=as_json)
+    infos = write(scan_url, load_model(models), output, _predict(local, workers), cut=cut, keep_edges=keep_edges)
+    return _show_labels(scan_url, infos, as_json=as_json)
 
 
 def submit(
@@ -155,15 +159,19 @@ def _predict(local: bool, workers: Workers) -> "Predict":
     return predictor(workers, local=local)
 
 
-def _show_label(scan_url: str, info: "LabelInfo", *, as_json: bool) -> dict[str, Any]:
+def _show_labels(scan_url: str, infos: "tuple[LabelInfo, ...]", *, as_json: bool) -> dict[str, Any]:
+    """Of several classes the JSON is of all: {"labels": [one, another]}."""
     from perfuse.console import print_json, results
 
-    values = info.model_dump(mode="json")
+    each = [info.model_dump(mode="json") for info in infos]
+    values = each[0] if len(each) == 1 else {"labels": each}
     if as_json:
         print_json(values)
-    else:
+        return values
+    for info in infos:
         by = f", by {info.model.uri} in {info.model.precision}" if info.model else ""
-        results.print(f"{scan_url}: label {info.name}, {info.foreground:.2%} vessel{by}", soft_wrap=True, markup=False)
+        what = info.model.class_name if info.model and info.model.class_name else "vessel"
+        results.print(f"{scan_url}: label {info.name}, {info.foreground:.2%} {what}{by}", soft_wrap=True, markup=False)
     return values
 
 

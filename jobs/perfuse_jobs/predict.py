@@ -32,8 +32,8 @@ def predictor(workers: Workers, *, local: bool) -> Predict:
     return partial(predict_ray, workers=workers)
 
 
-def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = ONE) -> LabelInfo:
-    """Predict a scan into a soft label with processes of Ray; killed work goes on where it stopped.
+def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = ONE) -> tuple[LabelInfo, ...]:
+    """Predict a scan into soft labels, as `predict_local`, with processes of Ray; killed work goes on where it stopped.
 
     The voxels do not depend on their number.
     """
@@ -46,8 +46,7 @@ def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = 
         _run(
             f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, model, workers)
         )
-        tasks = [{"task": task} for task in prediction.writer().todo()]
-        _run(f"fuse {output}, shards", tasks, lambda rows: _fused(rows, prediction))
+        _run(f"fuse {output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
         return prediction.finish(model)
 
 
@@ -124,5 +123,5 @@ def _fused(rows: "ray.data.Dataset", prediction: Prediction) -> "ray.data.Datase
 
 
 def _fuse(row: dict[str, Any], prediction: str) -> dict[str, Any]:
-    Prediction.model_validate_json(prediction).run_fuse(int(row["task"][0]))
+    Prediction.model_validate_json(prediction).run_fuse({name: int(value[0]) for name, value in row.items()})
     return row

@@ -6,7 +6,7 @@ An MLflow that goes away in the middle stops nothing: what it does not take is k
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -59,25 +59,22 @@ class RunLog:
         """Wait until MLflow has all; ServerError when it stays away for `PATIENCE_S`."""
         self._finish_sending(PATIENCE_S)
 
-    def threshold(self, curve: Curve) -> None:
-        """Log what was chosen on the validation scans, and how little it matters."""
-        at, plateau = curve.chosen, curve.plateau
+    def thresholds(self, curves: Mapping[str, Curve]) -> None:
+        """Log what was chosen on the validation scans, and how little it matters: of each class under NAME.CLASS."""
         chosen = {
-            "threshold": at / 255,
-            "selection_dice": float(curve.dice[at - 1]),
-            "selection_surface_dice": float(curve.surface_dice[at - 1]),
-            "plateau_low": plateau.low,
-            "plateau_high": plateau.high,
+            f"{name}.{class_name}" if class_name else name: value
+            for class_name, curve in curves.items()
+            for name, value in _chosen(curve).items()
         }
         self.run().json("threshold.json", chosen)
         self.run().metrics(0, chosen)
 
-    def report(self, model: str, curve: Curve | None, scores: Sequence[Evaluation]) -> str:
+    def report(self, model: str, curves: Mapping[str, Curve], scores: Sequence[Evaluation]) -> str:
         """Write the page about the finished training into its folder and its run; returns its URL."""
         run = self.run()
         last = {path.split("/")[1]: path for path in sorted(run.files("pictures"))}
         pictures = {specimen: run.read(path) for specimen, path in last.items()}
-        html = page(self._job, model, run.history(), pictures, curve, scores).encode()
+        html = page(self._job, model, run.history(), pictures, curves, scores).encode()
         url = storage.join(self._job.folder, REPORT)
         storage.write_bytes(url, html)
         run.file(REPORT, html)
@@ -149,6 +146,17 @@ class RunLog:
             self._pool.shutdown()
             if self._untold:
                 storage.write_json(storage.join(self._job.folder, UNSENT), [asdict(told) for told, _ in self._untold])
+
+
+def _chosen(curve: Curve) -> dict[str, float]:
+    at, plateau = curve.chosen, curve.plateau
+    return {
+        "threshold": at / 255,
+        "selection_dice": float(curve.dice[at - 1]),
+        "selection_surface_dice": float(curve.surface_dice[at - 1]),
+        "plateau_low": plateau.low,
+        "plateau_high": plateau.high,
+    }
 
 
 def _open(job: TrainingJob, name: str, parent: str | None) -> Run:

@@ -4,16 +4,16 @@ Every stage is skipped when it is done already, so the same command after `kill 
 success does nothing.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from perfuse import settings, storage
 from perfuse.catalog import Scan
 from perfuse.console import progress, say
+from perfuse.contract import Threshold, of_class, said
 from perfuse.errors import RecipeError
 from perfuse.labels import check_name
 from perfuse.locks import writing
+from perfuse.metrics import Curve
 from perfuse.pseudolabels import Predict
 from perfuse.recipes import Recipe
 from perfuse.registry import record_evaluation, register
@@ -36,7 +36,7 @@ class Part:
 
     parent: str
     """MLflow run of the campaign."""
-    threshold: int | None = None
+    threshold: Threshold | None = None
     """Inherited, and no donor selects; None: the validation donors select checkpoint and threshold."""
 
 
@@ -60,7 +60,7 @@ def train(
         check_shared("MLFLOW_TRACKING_URI", "the MLflow server")
     inherited = part.threshold if part else None
     job = plan_job(recipe, data_url, settings.storage_url(), selects=inherited is None)
-    _one_label(job)
+    _truths(job)
     known = tagged(name, TRAINING_KEY, _key(job, inherited)) if is_finished(job) else None
     if known is not None:
         say(f"{known} was trained by this recipe on this data: nothing to do.")
@@ -71,19 +71,21 @@ def train(
         return _publish(job, name, log, predictor(workers, local=local), inherited)
 
 
-def _key(job: TrainingJob, inherited: int | None) -> str:
+def _key(job: TrainingJob, inherited: Threshold | None) -> str:
     return job.key if inherited is None else storage.digest_json([job.key, inherited])
 
 
-def _one_label(job: TrainingJob) -> str | None:
-    """The label that all validation scans are scored by, for one threshold is chosen on all of them; None where none selects."""
-    labels = sorted({source.label for source in job.validation})
-    if len(labels) > 1:
-        raise RecipeError(
-            f"The validation scans would be scored by different labels ({', '.join(labels)}). Name one that all have "
-            "first: --set labels=…"
-        )
-    return next(iter(labels), None)
+def _truths(job: TrainingJob) -> dict[str, str]:
+    """By class the label that all validation scans are scored by, for one threshold is chosen on all; empty where none selects."""
+    truths: dict[str, str] = {}
+    for source in job.validation:
+        if truths.setdefault(source.class_name, source.label) != source.label:
+            labels = ", ".join(sorted({s.label for s in job.validation if s.class_name == source.class_name}))
+            raise RecipeError(
+                f"The validation scans would be scored by different labels ({labels}). Name one that all have "
+                "first: --set labels=…"
+            )
+    return truths
 
 
 def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> None:
@@ -113,6 +115,14 @@ def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> N
             say(f"Stopped. The same command goes on at step {latest_step(job.folder)}; checkpoints: {job.folder}")
             raise
     log.flush()
+    if job.recipe.converged is not None:
+        say(_end(latest_step(job.folder), job.recipe))
+
+
+def _end(steps: int, recipe: Recipe) -> str:
+    if steps < recipe.steps:
+        return f"The loss has converged: {steps} steps were taken, of {recipe.steps} at most."
+    return f"All {steps} steps were taken: the loss has not surely stood still. More steps may be worth it (--set steps=…)."
 
 
 def _pace(metrics: dict[str, float]) -> str:
@@ -123,53 +133,49 @@ def _pace(metrics: dict[str, float]) -> str:
 
 
 def _validation(metrics: dict[str, float]) -> str:
-    return (
-        f"surface dice {metrics['val_surface_dice']:.4f}, Dice {metrics['val_dice']:.4f} on the validation scans, at "
-        f"threshold {metrics['val_threshold']:.2f}"
-    )
+    classes = [name.removeprefix("val_threshold.") for name in metrics if name.startswith("val_threshold.")]
+    each = [
+        f"{name} {metrics[f'val_surface_dice.{name}']:.4f} at threshold {metrics[f'val_threshold.{name}']:.2f}"
+        for name in classes
+    ]
+    where = f"surface dice of {', '.join(each)}" if each else f"at threshold {metrics['val_threshold']:.2f}"
+    return f"surface dice {metrics['val_surface_dice']:.4f}, Dice {metrics['val_dice']:.4f} on the validation scans, {where}"
 
 
-def loss_fall(losses: Mapping[int, float]) -> float:
-    """The share by which the mean loss of the last tenth of steps lies below that of the tenth before: about 0 when converged.
-
-    losses: by step; the latest step is taken for the last. NaN where a tenth holds none.
-    """
-    last = max(losses)
-    tenths = [[v for step, v in losses.items() if a < step / last <= a + 0.1 + 1e-9] for a in (0.8, 0.9)]
-    before, after = (sum(values) / len(values) if values else math.nan for values in tenths)
-    return 1 - after / (before or math.nan)
-
-
-def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherited: int | None) -> str:
-    """Choose the threshold, register, and note the scores that promotion asks for; the tag says that all is done."""
+def _publish(job: TrainingJob, name: str, log: RunLog, predict: Predict, inherited: Threshold | None) -> str:
+    """Choose the threshold of each class, register, and note the scores that promotion asks for; the tag says that all is done."""
     bundle, output = finished_bundle(job), f"{name}-selection"
-    truth, curve = _one_label(job), None
-    if truth is not None:
-        for source in job.validation:
-            predict(source.url, bundle, output)
-        scans = [Scan.open(source.url) for source in job.validation]
-        within = [source.extent(scan.shape_zyx) for source, scan in zip(job.validation, scans, strict=True)]
-        curve = tune(scans, output, truth, within)
-        bundle = bundle.with_threshold(curve.chosen)
-        log.threshold(curve)
+    urls = dict.fromkeys(source.url for source in job.validation)
+    curves: dict[str, Curve] = {}
+    if urls:
+        for url in urls:
+            predict(url, bundle, output)
+        curves = {class_name: _tuned(job, output, class_name, truth) for class_name, truth in _truths(job).items()}
+        chosen = {class_name: curve.chosen for class_name, curve in curves.items()}
+        bundle = bundle.with_threshold(chosen.get("", chosen))
+        log.thresholds(curves)
     elif inherited is not None:
         bundle = bundle.with_threshold(inherited)
-        fall = loss_fall(log.run().history()["loss"])
-        log.run().metrics(job.recipe.steps, {"loss_fall": fall})
-        say(
-            f"No scan selects: all {job.recipe.steps} steps were taken. In the last fifth of them the loss fell by {fall:.1%}."
-        )
     uri = register(bundle, name, log.run().id)
+    for url in urls:
+        predict(url, replace(bundle, uri=uri), output)  # which only renews the labels' reference to their model
     scores = []
     for source in job.validation:
-        predict(source.url, replace(bundle, uri=uri), output)  # which only renews the label's reference to its model
-        scores.append(evaluate(Scan.open(source.url), output, source.label))
+        scores.append(evaluate(Scan.open(source.url), of_class(output, source.class_name), source.label))
         if source.box is None:  # a score inside a training scan would be taken for one on a donor of its own
             record_evaluation(scores[-1], kind="validation")
-    report = log.report(uri, curve, scores)
+    report = log.report(uri, curves, scores)
     set_tag(*version_of(uri), TRAINING_KEY, _key(job, inherited))
     say(
-        f"Registered {uri} as challenger, threshold {bundle.threshold / 255:.3f}. Checkpoints: {storage.normal(job.folder)}"
+        f"Registered {uri} as challenger, {said(bundle.threshold)}. Checkpoints: {storage.normal(job.folder)}"
         f"\nReport: {storage.normal(report)}"
     )
     return uri
+
+
+def _tuned(job: TrainingJob, output: str, class_name: str, truth: str) -> Curve:
+    """The scores of a class at all thresholds, on all validation scans together."""
+    sources = [source for source in job.validation if source.class_name == class_name]
+    scans = [Scan.open(source.url) for source in sources]
+    within = [source.extent(scan.shape_zyx) for source, scan in zip(sources, scans, strict=True)]
+    return tune(scans, of_class(output, class_name), truth, within)

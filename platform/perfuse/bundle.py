@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfuse.contract import Contract, Decision
+from perfuse.contract import Contract, Decision, Threshold
 from perfuse.errors import RegistryError
 from perfuse.storage import digest_json
 
@@ -37,7 +37,12 @@ class Bundle:
         return (self,)
 
     @property
-    def threshold(self) -> int:
+    def class_names(self) -> tuple[str, ...]:
+        """What it tells apart, in the order of its logits; an only class has no name."""
+        return self.contract.forward.network.class_names
+
+    @property
+    def threshold(self) -> Threshold:
         """What its probabilities are read by, of 255."""
         return self.contract.decision.threshold
 
@@ -46,9 +51,9 @@ class Bundle:
         """Donors whose data are in the weights, each with the way that they took, from the end to the beginning."""
         return {donor: f"{self.uri} ← {path}" for donor, path in self.lineage.get("donors", {}).items()}
 
-    def with_threshold(self, threshold: int) -> "Bundle":
+    def with_threshold(self, threshold: Threshold) -> "Bundle":
         """The same network, read with another threshold: predictions stay valid, for their digest is of `forward`."""
-        return replace(self, contract=self.contract.model_copy(update={"decision": Decision(threshold=threshold)}))
+        return replace(self, contract=self.contract.changed(decision=Decision(threshold=threshold)))
 
     def forward_digest(self) -> str:
         """Identity of what the network answers: weights and `forward`, not the decision."""
@@ -92,8 +97,14 @@ class Ensemble:
     """Bundles that answer as one: the mean of their logits, where each bundle counts alike, however many axes it sees."""
 
     members: tuple[Bundle, ...]
-    threshold: int
-    """What their probability is read by, of 255."""
+    """Of the same classes."""
+    threshold: Threshold
+    """What their probabilities are read by, of 255."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As of a bundle."""
+        return self.members[0].class_names
 
     @property
     def uri(self) -> str:
@@ -105,7 +116,7 @@ class Ensemble:
         """As of a bundle, of all members."""
         return {donor: path for member in reversed(self.members) for donor, path in member.donors.items()}
 
-    def with_threshold(self, threshold: int) -> "Ensemble":
+    def with_threshold(self, threshold: Threshold) -> "Ensemble":
         """The same members, read with another threshold."""
         return replace(self, threshold=threshold)
 

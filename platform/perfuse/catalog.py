@@ -27,6 +27,8 @@ class ModelRef(BaseModel):
     uri: str
     forward_digest: str
     bundle_digest: str
+    class_name: str = Field("", exclude_if=lambda name: not name)
+    """Which of its classes the label shows, where it has several."""
     threshold: int
     precision: str
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from perfuse import __version__
-from perfuse.commands import models, quickstart, recipes, scans, scoring
+from perfuse.commands import models, postprocessing, quickstart, recipes, scans, scoring
 from perfuse.console import say
 from perfuse.errors import PerfuseError
 
@@ -23,7 +23,7 @@ def build() -> typer.Typer:
         add_completion=False,
     )
     app.callback()(_root)
-    for room in (scans, recipes, scoring, models, quickstart):
+    for room in (scans, recipes, scoring, postprocessing, models, quickstart):
         room.register(app)
     for entry in sorted(entry_points(group="perfuse.commands"), key=lambda e: e.name):
         entry.load()(app)

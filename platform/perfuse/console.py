@@ -67,3 +67,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def print_entry(name: str, *lines: str) -> None:
+    """One of a list on stdout: its name, and beneath it lines that are wrapped to the terminal, never cut."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    results.print(Text(name, style="bold"))
+    for line in lines:
+        results.print(Padding(Text(line), (0, 0, 0, 4)))

@@ -1,13 +1,16 @@
 """What inference must repeat of training: the contract that travels with the weights."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from perfuse.errors import ContractError
 
 Axis = Literal["z", "y", "x"]
+Level = Annotated[int, Field(ge=1, le=255)]
+Threshold = Level | dict[str, Level]
+"""Of 255: one for all classes, or each class's own, by its name."""
 
 
 class Frozen(BaseModel):
@@ -76,6 +79,8 @@ class Network(Frozen):
     """Of each crop or tile before the network; None: as it is normalised."""
     decoder_channels: tuple[int, ...] | None = Field(None, min_length=3, max_length=5)
     """From coarse to fine, one for each stage of the encoder that is used; None: the architecture's own."""
+    classes: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
+    """Where there are several, their names; a pixel may be of any number of them. Follows from a recipe's labels."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Network":
@@ -92,8 +97,18 @@ class Network(Frozen):
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """Those of `shown` that are segmented, in the order of the logits."""
+        """Those of `shown` that are segmented, in the order of the logits of a class."""
         return self.shown if self.outputs == "all" else (0,)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One for each class; that of an only class is empty."""
+        return self.classes or ("",)
+
+    @property
+    def logits(self) -> int:
+        """Channels of the answer: class by class, of each its targets."""
+        return len(self.class_names) * len(self.targets)
 
 
 class Forward(Frozen):
@@ -133,10 +148,27 @@ class Forward(Frozen):
 
 
 class Decision(Frozen):
-    """How probabilities become a mask."""
+    """How probabilities become masks."""
 
-    threshold: int = Field(128, ge=1, le=255)
-    """A voxel is vessel when its uint8 probability is at least this: p ≥ t means v ≥ ⌈255·t⌉."""
+    threshold: Threshold = 128
+    """A voxel is of a class when its uint8 probability is at least this: p ≥ t means v ≥ ⌈255·t⌉."""
+
+
+def read_by(threshold: Threshold, class_name: str) -> int:
+    """The threshold of a class."""
+    return threshold if isinstance(threshold, int) else threshold[class_name]
+
+
+def said(threshold: Threshold) -> str:
+    """A threshold for people, as probability: `threshold 0.500`, or of each class."""
+    if isinstance(threshold, int):
+        return f"threshold {threshold / 255:.3f}"
+    return "thresholds " + ", ".join(f"{name} {value / 255:.3f}" for name, value in threshold.items())
+
+
+def of_class(name: str, class_name: str) -> str:
+    """What the part of a class is called, of a label or an array of all classes: NAME-CLASS; NAME for an only class."""
+    return f"{name}-{class_name}" if class_name else name
 
 
 def threshold_of(probability: float) -> int:
@@ -149,3 +181,12 @@ class Contract(Frozen):
 
     forward: Forward
     decision: Decision = Decision()
+
+    @model_validator(mode="after")
+    def _of_its_classes(self) -> "Contract":
+        threshold, classes = self.decision.threshold, self.forward.network.classes
+        if isinstance(threshold, dict) and set(threshold) != set(classes):
+            raise ValueError(
+                f"thresholds of {', '.join(threshold)}; the classes are {', '.join(classes) or 'one only'}"
+            )
+        return self

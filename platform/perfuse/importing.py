@@ -20,10 +20,10 @@ def import_weights(url: str, recipe: "Recipe", voxel_size_um: tuple[float, float
     """
     if not 0 < voxel_size_um[0] <= voxel_size_um[1]:
         raise RecipeError(f"voxel_size_um goes from the finest pixel to the coarsest, in µm; got {voxel_size_um}.")
-    network = build(recipe.network)
+    network = build(recipe.segmenter)
     fit_weights(network, read_weights(url), url)
     forward = Forward(
-        network=with_source(recipe.network),
+        network=with_source(recipe.segmenter),
         normalisation=recipe.normalisation,
         voxel_size_um=voxel_size_um,
         axes=recipe.axes,

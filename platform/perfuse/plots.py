@@ -9,6 +9,8 @@ from perfuse.pictures import png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+VALIDATION = ("val_surface_dice", "val_dice", "val_threshold")
+"""How scores begin; those of a class end in its name."""
 History = Mapping[str, Mapping[int, float]]
 """Metrics by name, then by step."""
 
@@ -20,7 +22,7 @@ def over_steps(history: History) -> bytes:
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     (losses, scores), (rates, speeds) = figure.subplots(2, 2)
     _lines(losses, history, sorted(n for n in history if n.endswith("loss")), "loss")
-    _lines(scores, history, ["val_surface_dice", "val_dice", "val_threshold"], "validation")
+    _lines(scores, history, [n for n in sorted(history) if n.startswith(VALIDATION)], "validation")
     scores.set_ylim(0, 1)
     _lines(rates, history, ["learning_rate"], "learning rate")
     _lines(speeds, history, ["crops_per_s"], "crops per second")
@@ -31,8 +33,8 @@ def over_steps(history: History) -> bytes:
     return png(figure)
 
 
-def over_thresholds(curve: Curve) -> bytes:
-    """Dice and surface dice over all thresholds, with the plateau and the threshold that was chosen."""
+def over_thresholds(curve: Curve, title: str = "validation scans, whole") -> bytes:
+    """Dice and surface dice over all thresholds, with the plateau and its point nearest to a half, which is chosen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -42,7 +44,7 @@ def over_thresholds(curve: Curve) -> bytes:
     axes.plot(at, curve.surface_dice, label="surface dice")
     axes.plot(at, curve.dice, label="Dice")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="threshold")
-    _dress(axes, "validation scans, whole")
+    _dress(axes, title)
     return png(figure)
 
 

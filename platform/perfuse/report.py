@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from perfuse import storage
+from perfuse.contract import said
 from perfuse.metrics.curve import Curve
 from perfuse.plots import History, over_steps, over_thresholds
 from perfuse.recipes import to_yaml
@@ -27,18 +28,18 @@ def page(
     model: str,
     history: History,
     pictures: Mapping[str, bytes],
-    curve: Curve | None,
+    curves: Mapping[str, Curve],
     scores: Sequence[Evaluation],
 ) -> str:
     """The report of a finished training.
 
-    model: its URI in the registry. history: metrics by name and step. pictures: PNG of each validation scan. curve: over all
-    thresholds, of all validation scans together; None where none selects. scores: of each of them, at the chosen threshold.
+    model: its URI in the registry. history: metrics by name and step. pictures: PNG of each validation scan. curves: by class, over all
+    thresholds, of all validation scans together; empty where none selects. scores: of each of them, at the chosen threshold.
     """
     parts = [
         f"<h1>{escape(model)}</h1>",
-        f"<p>{escape(_said(job, curve))}</p>",
-        *([] if curve is None else _selection(curve, scores)),
+        f"<p>{escape(_said(job, max(history['loss']), curves))}</p>",
+        *(_selection(curves, scores) if curves else []),
         _section("Training", _image(over_steps(history), "losses, scores, learning rate and speed over steps")),
         _section("Last validation", *(_figure(name, picture) for name, picture in sorted(pictures.items()))),
         _section("Data", _data(job)),
@@ -51,19 +52,25 @@ def page(
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
-def _selection(curve: Curve, scores: Sequence[Evaluation]) -> list[str]:
-    return [
-        _section("Scores on the validation scans", _scores(scores)),
-        _section("Thresholds", _image(over_thresholds(curve), "scores over thresholds"), _plateau(curve)),
+def _selection(curves: Mapping[str, Curve], scores: Sequence[Evaluation]) -> list[str]:
+    plots = [
+        _section(
+            f"Thresholds of {name}" if name else "Thresholds",
+            _image(over_thresholds(curve), "scores over thresholds"),
+            _plateau(curve),
+        )
+        for name, curve in curves.items()
     ]
+    return [_section("Scores on the validation scans", _scores(scores)), *plots]
 
 
-def _said(job: TrainingJob, curve: Curve | None) -> str:
+def _said(job: TrainingJob, steps: int, curves: Mapping[str, Curve]) -> str:
     recipe = job.recipe
-    threshold = "inherited, for no scan selects" if curve is None else f"{curve.chosen / 255:.3f}"
+    chosen = {name: curve.chosen for name, curve in curves.items()}
+    threshold = said(chosen.get("", chosen)) if chosen else "threshold inherited, for no scan selects"
     return (
-        f"Recipe {recipe.name}, {recipe.steps:,} steps of {recipe.batch * recipe.accumulate} crops; threshold "
-        f"{threshold}; training key {job.key}."
+        f"Recipe {recipe.name}, {steps:,} steps of {recipe.batch * recipe.accumulate} crops; {threshold}; "
+        f"training key {job.key}."
     )
 
 

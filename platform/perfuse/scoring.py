@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,12 @@ from perfuse.metrics import (
     read_cubes,
     surface_counts,
 )
+from perfuse.parallel import in_order
 from perfuse.storage import digest_json
 
 BLOCK = (64, 512, 512)
 BETA = 0.5
+Part = TypeVar("Part")
 NAN = float("nan")
 
 
@@ -53,6 +56,8 @@ class Evaluation:
     data_digest: str
     """Identity of the voxels and the truth: scores are comparable when it is equal."""
     model: str
+    class_name: str
+    """Which of the model's classes; empty for an only one."""
     threshold: float
     dice: float
     precision: float
@@ -93,6 +98,7 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
         truth_kind=known.kind,
         data_digest=data_digest(scan, known),
         model=info.model.uri if info.model else "",
+        class_name=info.model.class_name if info.model else "",
         threshold=at / 255,
         dice=voxels.dice if dense else NAN,
         precision=voxels.precision if dense else NAN,
@@ -108,22 +114,27 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
 
 
 def tune(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> Curve:
-    """Scores at all 255 thresholds, the counts of all scans added. Truth must be dense.
+    """Scores at all 255 thresholds, the counts of all scans added; see `counts_by_scan`."""
+    return sum(counts_by_scan(scans, prediction, truth, within), CurveCounts()).curve()
+
+
+def counts_by_scan(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> list[CurveCounts]:
+    """What all 255 thresholds count in each scan. Truth must be dense.
 
     within: for each scan the box outside which nothing counts; empty: all counts.
     """
-    total = CurveCounts()
+    found = []
     for scan, extent in zip(scans, within or [Box.whole(scan.shape_zyx) for scan in scans], strict=True):
         if scan.label_info(truth).kind == "sparse":
             raise ScanError(
                 f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
             )
-        for box in _blocks(scan, f"tune {scan.info.id}"):
-            total += _curve_counts(scan, prediction, truth, box, extent)
-    return total.curve()
+        parts = _over(scan, f"tune {scan.info.id}", partial(_curve_counts, scan, prediction, truth, extent))
+        found.append(sum(parts, CurveCounts()))
+    return found
 
 
-def _curve_counts(scan: Scan, prediction: str, truth: str, box: Box, extent: Box) -> CurveCounts:
+def _curve_counts(scan: Scan, prediction: str, truth: str, extent: Box, box: Box) -> CurveCounts:
     cut = _cutter(scan, box)
     z, y, x = (int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
     return curve_counts(
@@ -148,11 +159,12 @@ def _own_threshold(info: LabelInfo) -> int:
     return info.model.threshold
 
 
-def _blocks(scan: Scan, what: str) -> Iterator[Box]:
+def _over(scan: Scan, what: str, work: Callable[[Box], Part]) -> Iterator[Part]:
+    """What `work` makes of each block of a scan, in order, on all cores."""
     cuts = list(blocks(scan.shape_zyx, BLOCK))
     with progress(what, len(cuts)) as advance:
-        for box in cuts:
-            yield box
+        for part in in_order(work, cuts):
+            yield part
             advance()
 
 
@@ -178,22 +190,26 @@ def _organ(scan: Scan, box: Box) -> npt.NDArray[np.bool_]:
 def _counts(
     scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]
 ) -> tuple[ConfusionCounts, SurfaceCounts]:
-    voxels, surface = ConfusionCounts(), SurfaceCounts()
-    for box in _blocks(scan, f"score {scan.info.id}"):
+    def count(box: Box) -> tuple[ConfusionCounts, SurfaceCounts]:
         cut = _cutter(scan, box)
         arrays = [cut(lambda b: _truth(scan, truth, b)), cut(predicted), cut(lambda b: _known(scan, truth, b), 1)]
-        surface += surface_counts(*arrays)
         own = tuple(slice(1, 1 + n) for n in box.shape)
-        voxels += confusion_counts(*(a[own] for a in arrays))
+        return confusion_counts(*(a[own] for a in arrays)), surface_counts(*arrays)
+
+    voxels, surface = ConfusionCounts(), SurfaceCounts()
+    for of_voxels, of_surface in _over(scan, f"score {scan.info.id}", count):
+        voxels += of_voxels
+        surface += of_surface
     return voxels, surface
 
 
 def _unsaid(scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]) -> int:
     """Predicted voxels of which the truth says nothing, though it was given there: unmarked ones of sparse boxes."""
-    return sum(
-        int(np.count_nonzero(predicted(box) & _known(scan, truth, box) & ~scan.read_known(truth, box)))
-        for box in _blocks(scan, f"bounds {scan.info.id}")
-    )
+
+    def count(box: Box) -> int:
+        return int(np.count_nonzero(predicted(box) & _known(scan, truth, box) & ~scan.read_known(truth, box)))
+
+    return sum(_over(scan, f"bounds {scan.info.id}", count))
 
 
 def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -212,12 +228,15 @@ def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tupl
 
 def _baseline(scan: Scan, truth: str) -> Baseline:
     """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice."""
-    counts = np.zeros((2, intensity.bins(np.dtype(scan.info.dtype))), np.int64)
-    for box in _blocks(scan, f"baseline {scan.info.id}"):
-        image, known = scan.read_image(box), _known(scan, truth, box)
-        marked = _truth(scan, truth, box)
-        for value in (0, 1):
-            counts[value] += np.bincount(image[known & (marked == value)], minlength=counts.shape[1])
+    bins = intensity.bins(np.dtype(scan.info.dtype))
+
+    def count(box: Box) -> npt.NDArray[np.int64]:
+        image, known, marked = scan.read_image(box), _known(scan, truth, box), _truth(scan, truth, box)
+        return np.stack([np.bincount(image[known & (marked == value)], minlength=bins) for value in (False, True)])
+
+    counts = np.zeros((2, bins), np.int64)
+    for part in _over(scan, f"baseline {scan.info.id}", count):
+        counts += part
     candidates = _candidates(counts.sum(0))
     best, at, bright = max(candidates, key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2])))
     _, surface = _counts(scan, truth, lambda box: (scan.read_image(box) > at) == bright)

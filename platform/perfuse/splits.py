@@ -1,12 +1,14 @@
 """Splits by donor: which scans train, which select, which nothing may see."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from perfuse.catalog import Scan
 from perfuse.errors import RecipeError
 from perfuse.geometry import Box, Index3, index3
+
+Classes = Collection[Sequence[str]]
 
 
 class Split(BaseModel):
@@ -21,7 +23,7 @@ class Split(BaseModel):
 def split_by_donor(
     scans: Sequence[Scan],
     *,
-    labels: Sequence[str],
+    classes: Classes,
     train: Sequence[str] = (),
     validation: Sequence[str] | None = (),
     holdout: Sequence[str] = (),
@@ -29,30 +31,31 @@ def split_by_donor(
 ) -> Split:
     """Divide scans by specimen, never dividing a donor.
 
-    labels: names in order of preference; a scan is labelled when it has one of them.
+    classes: of each the labels in order of preference; a scan is labelled when it has one of any class, densely when it has
+    dense ones of all.
     train: specimens; empty means every labelled scan that is not held out.
-    validation: specimens; empty means one dense labelled donor, the last in order of specimen; None means nobody selects.
+    validation: specimens; empty means one densely labelled donor, the last in order of specimen; None means nobody selects.
     holdout: specimens that training and selection must not see, with all else of their donors.
     fold: number and count, see `folds`; the donors of that fold validate, by their dense labels.
     Raises RecipeError when a specimen is unknown or unlabelled, a donor would stand on two sides, or a side is empty.
     """
-    known = [s for s in scans if set(labels) & set(s.labels())]
-    _check_named([*train, *(validation or ())], known, labels)
+    known = [s for s in scans if _is_labelled(s, classes)]
+    _check_named([*train, *(validation or ())], known, classes)
     held = [s for s in scans if s.info.specimen in holdout]
-    free = labelled(scans, labels=labels, holdout=holdout)
+    free = labelled(scans, classes=classes, holdout=holdout)
     if validation is None:
         chosen = []
     elif fold:
-        chosen = _of_fold(free, labels, fold)
+        chosen = _of_fold(free, classes, fold)
     else:
-        chosen = [s for s in known if s.info.specimen in validation] or _choose_validation(free, labels, train)
+        chosen = [s for s in known if s.info.specimen in validation] or _choose_validation(free, classes, train)
     donors = {s.info.donor for s in chosen}
     rest = [s for s in known if s.info.specimen in train] or [s for s in free if s.info.donor not in donors]
     _check_disjoint(rest, chosen, held)
     if not rest or (not chosen and validation is not None):
         raise RecipeError(
             f"Training needs labelled scans of at least two donors (one to train on, one densely labelled to select by); "
-            f"found {len({s.info.donor for s in free})} donors with a label named {' or '.join(labels)}"
+            f"found {len({s.info.donor for s in free})} donors with a label named {' or '.join(_names(classes))}"
             f"{' besides the held out ' + ', '.join(holdout) if holdout else ''}. Add labels (`perfuse labels add`), or "
             "say whose organs these are when you ingest them (--donor)."
         )
@@ -60,17 +63,17 @@ def split_by_donor(
 
 
 def labelled(
-    scans: Sequence[Scan], *, labels: Sequence[str], train: Sequence[str] = (), holdout: Sequence[str] = ()
+    scans: Sequence[Scan], *, classes: Classes, train: Sequence[str] = (), holdout: Sequence[str] = ()
 ) -> list[Scan]:
-    """The scans that have one of the labels, without donors of held out specimens; of these the specimens `train`, if named.
+    """The scans that have one label of any class, without donors of held out specimens; of these the specimens `train`, if named.
 
     Raises RecipeError when a specimen is unknown, unlabelled, or held out.
     """
-    known = [s for s in scans if set(labels) & set(s.labels())]
+    known = [s for s in scans if _is_labelled(s, classes)]
     _check_named(holdout, scans, ())
     held = {s.info.donor for s in scans if s.info.specimen in holdout}
     free = [s for s in known if s.info.donor not in held]
-    _check_named(train, free, labels)
+    _check_named(train, free, classes)
     return [s for s in free if not train or s.info.specimen in train]
 
 
@@ -92,8 +95,8 @@ def folds(scans: Sequence[Scan], count: int | None) -> list[tuple[str, ...]]:
     return [tuple(donors[k::count]) for k in range(count)]
 
 
-def _of_fold(free: Sequence[Scan], labels: Sequence[str], fold: tuple[int, int | None]) -> list[Scan]:
-    dense = [scan for scan in free if _is_dense(scan, labels)]
+def _of_fold(free: Sequence[Scan], classes: Classes, fold: tuple[int, int | None]) -> list[Scan]:
+    dense = [scan for scan in free if _is_dense(scan, classes)]
     found = folds(dense, fold[1])
     if fold[0] > len(found):
         raise RecipeError(f"There is no fold {fold[0]} of {len(found)}. Choose 1 to {len(found)}.")
@@ -118,26 +121,34 @@ def divide(shape_zyx: Index3, share: float, gap: int) -> tuple[Box, Box]:
     return Box((0, 0, 0), index3(stop)), Box(index3(start), shape_zyx)
 
 
-def _check_named(names: Sequence[str], scans: Sequence[Scan], labels: Sequence[str]) -> None:
+def _check_named(names: Sequence[str], scans: Sequence[Scan], classes: Classes) -> None:
     there = sorted({s.info.specimen for s in scans})
     for name in names:
         if name not in there:
-            which = f"with one of the labels {', '.join(labels)}" if labels else "here"
+            which = f"with one of the labels {', '.join(_names(classes))}" if classes else "here"
             raise RecipeError(f"No specimen {name!r} {which}. There are: {', '.join(there) or 'none'}.")
 
 
-def _choose_validation(free: Sequence[Scan], labels: Sequence[str], train: Sequence[str]) -> list[Scan]:
+def _choose_validation(free: Sequence[Scan], classes: Classes, train: Sequence[str]) -> list[Scan]:
     training = {s.info.donor for s in free if s.info.specimen in train}
-    dense = [s for s in free if s.info.donor not in training and _is_dense(s, labels)]
+    dense = [s for s in free if s.info.donor not in training and _is_dense(s, classes)]
     if not dense:
         return []
     donor = max(dense, key=lambda s: s.info.specimen).info.donor
     return [s for s in dense if s.info.donor == donor]
 
 
-def _is_dense(scan: Scan, labels: Sequence[str]) -> bool:
+def _names(classes: Classes) -> list[str]:
+    return list(dict.fromkeys(name for labels in classes for name in labels))
+
+
+def _is_labelled(scan: Scan, classes: Classes) -> bool:
+    return bool(set(_names(classes)) & set(scan.labels()))
+
+
+def _is_dense(scan: Scan, classes: Classes) -> bool:
     infos = scan.labels()
-    return any(name in infos and infos[name].kind == "dense" for name in labels)
+    return all(any(name in infos and infos[name].kind == "dense" for name in labels) for labels in classes)
 
 
 def _check_disjoint(*sides: Sequence[Scan]) -> None:

@@ -59,6 +59,7 @@ class Segmenter:
         self,
         request: Request,
         output: Annotated[Output, Query(description="mask: uint8, 0 or 255. probability: float32, 0 to 1.")] = "mask",
+        class_name: Annotated[str, Query(alias="class", description="Which, of a model of several classes.")] = "",
         voxel_size_um: Annotated[str | None, Query(description="V or Z,Y,X; checked against the contract.")] = None,
         low: Annotated[float | None, Query(description="Intensity that becomes 0; with high.")] = None,
         high: Annotated[float | None, Query(description="Intensity that becomes 1; with low.")] = None,
@@ -73,15 +74,19 @@ class Segmenter:
 
         def work() -> Response:
             image = decode(data)
-            answer = self._model.segment(image.voxels, output, voxel_size_um=voxel_size, window=window)
-            return Response(encode(answer, image.kind), headers=self._headers(), media_type=MEDIA_TYPES[image.kind])
+            answer = self._model.segment(
+                image.voxels, output, class_name=class_name, voxel_size_um=voxel_size, window=window
+            )
+            return Response(
+                encode(answer, image.kind), headers=self._headers(class_name), media_type=MEDIA_TYPES[image.kind]
+            )
 
         return await run_in_threadpool(work)
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, class_name: str) -> dict[str, str]:
         bundle = self._model.bundle
         return {
             "X-Perfuse-Model": bundle.uri,
             "X-Perfuse-Bundle-Digest": bundle.digest(),
-            "X-Perfuse-Threshold": str(bundle.contract.decision.threshold),
+            "X-Perfuse-Threshold": str(self._model.threshold(class_name)),
         }

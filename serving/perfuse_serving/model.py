@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.bundle import Bundle
+from perfuse.contract import read_by
 from perfuse.errors import ContractError
 from perfuse.geometry import Spacing
 from perfuse.storage import digest_json
@@ -31,26 +32,43 @@ class Model:
         self._turn = threading.Lock()
 
     def segment(
-        self, voxels: Voxels, output: Output, *, voxel_size_um: Spacing | None = None, window: Window | None = None
+        self,
+        voxels: Voxels,
+        output: Output,
+        *,
+        class_name: str = "",
+        voxel_size_um: Spacing | None = None,
+        window: Window | None = None,
     ) -> npt.NDArray[Any]:
         """Mask uint8 (0, 255) by the bundle's threshold, or probability float32 (0 … 1), of the request's shape.
 
-        voxels: uint8 or uint16 [y, x] or [z, y, x]. voxel_size_um: z, y, x; checked against the contract when given.
+        voxels: uint8 or uint16 [y, x] or [z, y, x]. class_name: whose, of a model of several classes.
+        voxel_size_um: z, y, x; checked against the contract when given.
         window: intensities that become 0 and 1; else the contract's percentiles of these very voxels.
         """
         from perfuse.inference import probability_of_array
 
-        forward = self.bundle.contract.forward
+        forward, classes = self.bundle.contract.forward, self.bundle.class_names
+        if class_name not in classes:
+            there = (
+                f"say class={' or class='.join(classes)}" if forward.network.classes else "it has one; leave class out"
+            )
+            raise RequestError(422, f"The model has no class {class_name!r}: {there}.")
         if voxel_size_um is not None:
             try:
                 forward.check_voxel_size(voxel_size_um, "in the request")
             except ContractError as error:
                 raise RequestError(422, str(error)) from error
         with self._turn:
-            soft = probability_of_array(self._network, forward, voxels, window=window)
+            answer = probability_of_array(self._network, forward, voxels, window=window)
+        soft: npt.NDArray[np.uint8] = answer[classes.index(class_name)]
         if output == "probability":
             return soft.astype(np.float32) / np.float32(255)
-        return np.where(soft >= self.bundle.contract.decision.threshold, VESSEL, 0).astype(np.uint8)
+        return np.where(soft >= self.threshold(class_name), VESSEL, 0).astype(np.uint8)
+
+    def threshold(self, class_name: str) -> int:
+        """By which the mask of a class is cut, of 255."""
+        return read_by(self.bundle.threshold, class_name)
 
     def about(self) -> dict[str, Any]:
         """What `/model` says: where the bundle comes from, its contract, and the digests that identify it."""

@@ -83,3 +83,17 @@ def tubes() -> Callable[[int, tuple[int, int, int]], tuple[npt.NDArray[np.uint16
         return image.astype(np.uint16), mask.astype(np.uint8) * np.uint8(255)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def campaign_scans(tmp_path_factory: pytest.TempPathFactory, make_scan: MakeScan) -> list[Scan]:
+    """Dense a, d and e; b, of which 85 % is marked, and c, of which 65 % is; u without labels. Each of a donor of its own."""
+    folder, shape, scans = tmp_path_factory.mktemp("scans"), (24, 32, 32), []
+    for seed, specimen in enumerate("abcdeu"):
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 60_000, shape).astype(np.uint16)
+        human = {"human": (rng.random(shape) < 0.1).astype(np.uint8) * np.uint8(255)}
+        about: dict[str, Any] = {"b": {"coverage": 0.85}, "c": {"coverage": 0.65}}.get(specimen, {})
+        kind = {"kind": "sparse"} if about else {}
+        scans.append(make_scan(folder, specimen, image, {} if specimen == "u" else human, **about, **kind))
+    return scans

@@ -179,7 +179,7 @@ def test_training_sees_augmented_crops(tmp_path, make_scan, tubes, monkeypatch: 
     job = plan_job(load_recipe("quickstart", small), str(tmp_path), str(tmp_path / "runs"))
     seen, losses = [], []
 
-    def unknown(images, targets, knowns, *place, standardised):
+    def unknown(images, targets, knowns, *place, classes, standardised):
         seen.append((*place[:3], list(place[3])))
         return images, targets, torch.zeros_like(knowns)
 

@@ -8,7 +8,6 @@ from perfuse.campaigns.leakage import check
 from perfuse.campaigns.roles import choose
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import CampaignError
-from perfuse.finding import find_scans
 from perfuse.labels import writer_for
 
 SHAPE = (24, 32, 32)
@@ -20,21 +19,8 @@ def no_model(uri: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, make_scan):
-    """Dense a, d and e; b, of which 85 % is marked, and c, of which 65 % is; u without labels."""
-    folder = tmp_path_factory.mktemp("scans")
-    for seed, specimen in enumerate("abcdeu"):
-        rng = np.random.default_rng(seed)
-        image = rng.integers(0, 60_000, SHAPE).astype(np.uint16)
-        human = {"human": (rng.random(SHAPE) < 0.1).astype(np.uint8) * np.uint8(255)}
-        about = {"b": {"kind": "sparse", "coverage": 0.85}, "c": {"kind": "sparse", "coverage": 0.65}}.get(specimen, {})
-        make_scan(folder, specimen, image, {} if specimen == "u" else human, **about)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def scans(folder):
-    return find_scans(str(folder))
+def scans(campaign_scans):
+    return campaign_scans
 
 
 def planned(scans, name="sennet_3rd", *settings, donors_of=no_model):
@@ -72,27 +58,6 @@ def test_the_only_dense_donor_is_learnt_from(scans):
         load_campaign("sennet_3rd", few)
 
 
-def test_third_place_goes_from_scan_to_scan_and_ends_with_everything(scans):
-    plan = planned(scans, "sennet_3rd", "test=e")
-    check(plan)
-    stages = by_name(plan)
-    assert list(stages) == [
-        *("dense", "dense-test", "labels-1", "round-1", "round-1-test", "labels-2", "round-2", "round-2-test"),
-        *("all", "all-test"),
-    ]
-    trainings = {n: p.recipe for n, p in stages.items() if p.recipe}
-    assert [r.train for r in trainings.values()] == [("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "c", "d")]
-    assert [r.validation for r in trainings.values()] == [("d",), ("d",), ("d",), ()]
-    assert all(r.holdout == ("e",) and r.network.encoder == "tu-test_resnet" for r in trainings.values())
-    first, second = stages["labels-1"].output, stages["labels-2"].output
-    assert trainings["round-2"].labels == (second, first, "human")
-    assert stages["labels-2"].stage.cut == "coverage"
-    assert set(stages["round-2"].donors) == {"a", "b", "c"}
-    assert stages["round-2"].donors["b"] == "labels-1 of b"
-    assert stages["round-1"].donors["a"] == "human of a"
-    assert set(stages["all"].donors) == {"a", "b", "c", "d"}
-
-
 def test_fifth_place_teaches_softly_by_three_networks_and_thirteenth_trains_once(scans):
     campaign = load_campaign("sennet_5th", scans, ["test=e"])
     kinds = [stage.kind for stage in campaign.stages]
@@ -111,28 +76,30 @@ def test_fifth_place_teaches_softly_by_three_networks_and_thirteenth_trains_once
         check(planned(scans, name, "test=e"))
 
 
-def test_keys_follow_what_decides_and_nothing_else(scans, folder, tmp_path, make_scan):
-    keys = {n: p.key for n, p in by_name(planned(scans)).items()}
-    assert {n: p.key for n, p in by_name(planned(scans)).items()} == keys
+def test_keys_follow_what_decides_and_nothing_else(scans, tmp_path, make_scan):
+    keys = {n: p.key for n, p in by_name(planned(scans, "sennet_3rd", "members=se")).items()}
+    assert {n: p.key for n, p in by_name(planned(scans, "sennet_3rd", "members=se")).items()} == keys
     assert len(set(keys.values())) == len(keys)
 
     def changed(*settings, name="sennet_3rd"):
-        now = {n: p.key for n, p in by_name(planned(scans, name, *settings)).items()}
+        now = {n: p.key for n, p in by_name(planned(scans, name, "members=se", *settings)).items()}
         return {n for n in keys if now[n] != keys[n]}
 
     assert changed("recipe.steps=7") == set(keys)
-    assert changed("round-2.seed=7") == {"round-2", "all"} == changed("round-2.steps=7")
+    of_round_2 = {"round-2", "all-without-a", "all-without-d", "all-without-e", "all"}
+    assert changed("round-2.seed=7") == of_round_2 == changed("round-2.steps=20"), "siblings inherit its threshold"
     assert changed("sparse=b,c") == set()
-    before = by_name(planned(scans, "sennet_3rd", "sparse=b"))
-    assert {n: before[n].key for n in ("dense", "labels-1", "round-1")} == {
-        n: keys[n] for n in ("dense", "labels-1", "round-1")
-    }, "a further round repeats none"
+    before = by_name(planned(scans, "sennet_3rd", "members=se", "sparse=b,c,u"))
+    assert {n: before[n].key for n in ("dense", "labels-1", "round-1", "labels-2")} == {
+        n: keys[n] for n in ("dense", "labels-1", "round-1", "labels-2")
+    }, "a further round repeats no round of the first member"
 
     def with_other_marks_on(scan):
         image, about = np.asarray(scan.image[:]), scan.label_info("human")
         marks = {"human": np.full(SHAPE, 255, np.uint8)}
         other = make_scan(tmp_path, scan.info.specimen, image, marks, kind=about.kind, coverage=about.coverage)
-        now = {n: p.key for n, p in by_name(planned([other, *(s for s in scans if s is not scan)])).items()}
+        rest = [s for s in scans if s is not scan]
+        now = {n: p.key for n, p in by_name(planned([other, *rest], "sennet_3rd", "members=se")).items()}
         return {n for n in keys if now[n] != keys[n]}
 
     a, b = scans[:2]
@@ -184,37 +151,11 @@ def test_nothing_learns_from_a_test_donor(scans, tmp_path):
     refused(scans, path, r"donor 'a' is kept for testing.*first ← human of a")
 
 
-def everything(**changes):
-    final = {
-        "kind": "train",
-        "name": "all",
-        "scans": ["a", "d"],
-        "validation": [],
-        "threshold_from": "first",
-        "siblings": ["first"],
-    }
-    return {**final, **changes}
-
-
-def test_everything_has_siblings_that_are_the_same_training(scans, tmp_path):
-    check(planned(scans, written(tmp_path, TRAIN_A, everything())))
-    other = everything(settings=["steps=7"])
-    refused(scans, written(tmp_path, TRAIN_A, other), "sibling first is another training; they differ in steps")
-    refused(
-        scans,
-        written(tmp_path, TRAIN_A, everything(scans=["a", "e"])),
-        "sibling first knows d, which all does not learn",
-    )
-    scored = {"kind": "evaluate", "name": "scored", "model": "all", "scans": ["d"]}
-    refused(scans, written(tmp_path, TRAIN_A, everything(), scored), "donor 'd' is scored.*all ← human of d")
-
-
 @pytest.mark.parametrize(
     ("stages", "match"),
     [
         ([LABELS], "stage 'soft' takes a model from 'first'; before it there are: none"),
         ([TRAIN_A, TRAIN_A], "two stages are called 'first'"),
-        ([everything(threshold_from=None)], "needs threshold_from and siblings"),
         ([{"kind": "ensemble", "name": "e", "models": ["models:/m/1"]}], "ensemble two or more; ensemble got 1"),
         (
             [
@@ -236,7 +177,7 @@ def test_what_cannot_be_is_refused_when_it_is_read(scans, tmp_path, stages, matc
 @pytest.mark.parametrize(
     ("setting", "match"),
     [
-        ("round-9.steps=3", r"roles dense, sparse.*STAGE one of dense, round-1, round-2, all"),
+        ("round-9.steps=3", r"roles dense, sparse.*STAGE one of dense, round-1, round-2-se, round-2-v2s, .*all-se"),
         ("steps=3", r"--set steps: there are the roles"),
         ("steps", "key=value"),
         ("test=zz", "no specimen 'zz'"),
@@ -276,11 +217,16 @@ def test_cost_is_counted_from_shapes(scans):
     cost = costs(plan)
     training, scored = cost["training"], cost["training-test"]
     assert (training.steps, training.crops) == (10, 30)
-    assert training.read_bytes == 30 * 3 * 64 * 64 * 2
     voxels = int(np.prod(SHAPE))
+    assert training.read_bytes == 30 * 3 * 64 * 64 * 2 + scored.read_bytes, "its validation donor is predicted too"
     assert scored.read_bytes == 3 * voxels * 2
     assert scored.written_bytes == 3 * voxels * 2 + voxels
     tiles = sum(SHAPE)
     each = scored.gpu_hours / tiles
-    assert training.gpu_hours == pytest.approx(LEARNING * 30 * each)
+    assert training.gpu_hours == pytest.approx((LEARNING * 30 + tiles) * each)
     assert 1e6 < each * SUSTAINED * 3600 < 1e10
+
+
+def test_recipes_of_several_classes_are_refused(scans):
+    with pytest.raises(CampaignError, match=r"has the classes large, vessel, and campaigns are of one.*perfuse train"):
+        planned(scans, "sennet_13th", "recipe.labels={vessel: [human], large: [human-large]}")

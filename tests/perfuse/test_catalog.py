@@ -200,7 +200,7 @@ def test_no_donor_stands_on_two_sides(scans: list[Scan], data: st.DataObject) ->
     names = st.lists(st.sampled_from([s.info.specimen for s in scans]), unique=True, max_size=3)
     chosen = {side: data.draw(names) for side in ("train", "validation", "holdout")}
     try:
-        split = split_by_donor(scans, labels=["human"], **chosen)
+        split = split_by_donor(scans, classes=[["human"]], **chosen)
     except RecipeError:
         return
     sides = [{s.info.donor for s in side} for side in (split.train, split.validation, split.holdout)]
@@ -213,13 +213,13 @@ def test_no_donor_stands_on_two_sides(scans: list[Scan], data: st.DataObject) ->
 def test_splits_explain_what_is_wrong() -> None:
     scans: list[Scan] = [Known("k1", "anna", "dense"), Known("spleen1", "anna", "dense"), Known("k2", "ben", None)]
     with pytest.raises(RecipeError, match=r"at least two donors.*found 1"):
-        split_by_donor(scans, labels=["human"])
+        split_by_donor(scans, classes=[["human"]])
     with pytest.raises(RecipeError, match=r"Donor 'anna' .*two sides of the split"):
-        split_by_donor(scans, labels=["human"], train=["k1"], validation=["spleen1"])
+        split_by_donor(scans, classes=[["human"]], train=["k1"], validation=["spleen1"])
     with pytest.raises(RecipeError, match=r"No specimen 'k2' with one of the labels human. There are: k1, spleen1"):
-        split_by_donor(scans, labels=["human"], train=["k2"])
+        split_by_donor(scans, classes=[["human"]], train=["k2"])
     with pytest.raises(RecipeError, match=r"No specimen 'k9' here"):
-        split_by_donor(scans, labels=["human"], holdout=["k9"])
+        split_by_donor(scans, classes=[["human"]], holdout=["k9"])
 
 
 def test_selection_falls_on_one_dense_donor_with_all_its_specimens() -> None:
@@ -227,6 +227,6 @@ def test_selection_falls_on_one_dense_donor_with_all_its_specimens() -> None:
         *(Known("a", "anna", "dense"), Known("b", "ben", "dense"), Known("c", "ben", "dense")),
         *(Known("d", "dora", "sparse"), Known("e", "eve", "dense"), Known("f", "eve", "dense")),
     ]
-    split = split_by_donor(scans, labels=["human"], holdout=["e"])
+    split = split_by_donor(scans, classes=[["human"]], holdout=["e"])
     assert [s.info.specimen for s in split.validation] == ["b", "c"]
     assert [s.info.specimen for s in split.train] == ["a", "d"], "f is of the donor that is left out"

@@ -15,7 +15,7 @@ import torch
 from perfuse.errors import RecipeError
 from perfuse.models.building import with_source
 from perfuse.recipes import load_recipe
-from perfuse.training import TrainingJob, checkpoints, engine
+from perfuse.training import TrainingJob, checkpoints, engine, is_finished
 from perfuse.training.job import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,7 +101,7 @@ def batches(job: TrainingJob, first: int, crops: int | None = None) -> Iterator[
 
 
 def trained(job: TrainingJob, **about: Any) -> State:
-    engine.train(job, lambda first: batches(job, first), report=lambda *_: None, **about)
+    engine.train(job, lambda first: batches(job, first), **{"report": lambda *_: None} | about)
     state = checkpoints.load(job.folder)
     assert state is not None
     return state
@@ -140,19 +140,43 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("world", [2])
-def test_ranks_of_uneven_shares_take_the_steps_of_one_process(make, modules, world: int) -> None:
-    settings = ["batch=7", "accumulate=2", "frozen_encoder_steps=1", "clip_norm=0.5"]
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (["frozen_encoder_steps=1", "clip_norm=0.5"], 4),
+        (["steps=40", "converged=0.05", "schedule=[{kind: constant, share: 1}]"], 36),
+    ],
+)
+def test_ranks_of_uneven_shares_take_the_steps_of_one_process(make, modules, settings, steps: int) -> None:
+    """Also the same number of them, when they end as the loss of all ranks has converged."""
+    world, settings = 2, ["batch=7", "accumulate=2", *settings]
     alone, together = make(PLAIN, *settings), make(PLAIN, *settings)
     (modules / "test_engine_shares.py").write_text(Path(__file__).read_text())
     (modules / "rank.py").write_text(RANK)
     (modules / "job.json").write_text(together.model_dump_json())
     words = [sys.executable, modules / "rank.py", json.dumps([str(modules), *sys.path]), modules / "job.json"]
-    ranks = [subprocess.Popen([*words, str(r), str(world), str(modules / "meet")]) for r in range(world)]
+    ranks = [subprocess.Popen([*words, str(r), str(world), f"{together.folder}/meet"]) for r in range(world)]
     assert [rank.wait(120) for rank in ranks] == [0] * world
-    state = checkpoints.load(together.folder)
+    state, whole = checkpoints.load(together.folder), trained(alone)
     assert state is not None
-    assert_close(state, trained(alone), rtol=1e-5, atol=1e-7)
+    assert state["step"] == whole["step"] == steps
+    assert_close(state, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_training_that_is_interrupted_converges_at_the_same_step(make) -> None:
+    settings = ["batch=2", "steps=40", "converged=0.1", "checkpoint_every=3"]
+    settings.append("schedule=[{kind: constant, share: 3}, {kind: linear, share: 1, end: 0}]")
+    job, undisturbed = make(PLAIN, *settings), make(PLAIN, *settings)
+    whole, seen = trained(undisturbed), []
+    for stop_after in (5, 3, 2):
+        trained(job, stop=lambda: not seen.append(1) and len(seen) % 10 == stop_after)  # noqa: B023
+        seen.clear()
+    assert checkpoints.latest_step(job.folder) == 10 < whole["step"] < 40
+    assert not is_finished(job)
+    again = trained(job)
+    assert_close(again, whole, rtol=0, atol=0)
+    assert {k: again[k] for k in ("step", "course")} == {k: whole[k] for k in ("step", "course")}
+    assert trained(job, report=None)["step"] == whole["step"], "what is finished takes no further step"
 
 
 def test_gradients_are_clipped_by_value(make) -> None:

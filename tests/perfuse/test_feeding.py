@@ -148,7 +148,7 @@ def test_chunks_of_background_are_seldom_seen(tmp_path: Path, make_scan: Any) ->
         volumes.open_group(f"{scan.url}/perfuse", "r+").create_array("occupancy", data=lowest)
     opened.cache_clear()
     job = planned(tmp_path)
-    source = opened(job.train[0], job.recipe.normalisation)
+    source = opened(job.scans()[0], job.recipe.normalisation)
     rng = np.random.default_rng(0)
     inside = np.mean([(source.somewhere(rng) < 64).all() for _ in range(4000)])
     assert 0.97 < inside < 0.995, "two in a hundred lie anywhere"

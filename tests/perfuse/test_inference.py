@@ -46,7 +46,7 @@ class Middle(torch.nn.Module):
 
 def slab(engine: Engine, values: np.ndarray, axis: int, planes: tuple[int, int]) -> np.ndarray:
     parts = [p for _, p in rows_of_logits(engine, lambda b: values[b.slices], values.shape, axis, planes)]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=2)[0]
 
 
 @settings(deadline=None, max_examples=25)
@@ -106,12 +106,12 @@ def scan(tmp_path, make_scan, tubes) -> Scan:
 
 def test_prediction_is_what_a_plain_loop_gives(scan):
     made = bundle()
-    info = predict_local(scan.url, made, "soft")
+    (info,) = predict_local(scan.url, made, "soft")
     stored = np.asarray(scan.label("soft")[:])
     whole = Box.whole(scan.shape_zyx)
     network = build(TINY)
     network.load_state_dict(made.weights)
-    np.testing.assert_array_equal(stored, probability(network, made.contract.forward, scan, whole))
+    np.testing.assert_array_equal(stored, probability(network, made.contract.forward, scan, whole)[0])
     assert info.kind == "soft"
     assert info.model is not None
     assert info.model.forward_digest == made.forward_digest()
@@ -128,10 +128,10 @@ def test_prediction_is_what_a_plain_loop_gives(scan):
 
 def test_same_key_runs_nothing_and_a_new_threshold_no_network(scan, monkeypatch):
     made = bundle()
-    first = predict_local(scan.url, made, "soft")
+    (first,) = predict_local(scan.url, made, "soft")
     monkeypatch.setattr(Worker, "run", lambda *_: pytest.fail("the network was asked again"))
-    assert predict_local(scan.url, made, "soft") == first
-    moved = predict_local(scan.url, made.with_threshold(77), "soft")
+    assert predict_local(scan.url, made, "soft") == (first,)
+    (moved,) = predict_local(scan.url, made.with_threshold(77), "soft")
     assert moved.digest == first.digest
     assert scan.label_info("soft").model.threshold == 77
 
@@ -213,8 +213,8 @@ def test_members_count_alike_however_many_axes_they_see(axes, seed):
 
 def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
     first, second = bundle(0), bundle(1, axes=("y",))
-    info = predict_local(scan.url, Ensemble((first, second), 77), "mean")
-    assert predict_local(scan.url, Ensemble((second, first), 77), "mean") == info, "the order does not matter"
+    (info,) = predict_local(scan.url, Ensemble((first, second), 77), "mean")
+    assert predict_local(scan.url, Ensemble((second, first), 77), "mean") == (info,), "the order does not matter"
     window = bounds(scan, forward().normalisation)
     values = normalise(np.asarray(scan.image[:]), window, forward().normalisation)
     members = []
@@ -235,7 +235,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
 def test_arrays_of_any_rank(shape):
     voxels = (np.random.default_rng(0).random(shape) * 5000).astype(np.uint16)
     network = build(TINY)
-    answer = probability_of_array(network, forward(), voxels)
+    (answer,) = probability_of_array(network, forward(), voxels)
     assert answer.shape == shape
     assert answer.dtype == np.uint8
     assert answer.std() > 0

@@ -41,7 +41,7 @@ def engine(network: Network, module: torch.nn.Module, **about) -> Engine:
 
 def slab(made: Engine, values: np.ndarray, axis: int, planes: tuple[int, int]) -> np.ndarray:
     parts = [p for _, p in rows_of_logits(made, lambda b: values[b.slices], values.shape, axis, planes)]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=2)[0]
 
 
 @settings(deadline=None, max_examples=20)
@@ -97,4 +97,4 @@ def test_a_mosaic_of_sixteen_does_not_overflow() -> None:
 def test_an_array_thinner_than_a_panel_is_segmented() -> None:
     voxels = (np.random.default_rng(0).random((2, 40, 40)) * 5000).astype(np.uint16)
     made = Forward(network=MOSAIC, voxel_size_um=(10, 100), tile=32)
-    assert probability_of_array(build(MOSAIC), made, voxels).shape == voxels.shape
+    assert probability_of_array(build(MOSAIC), made, voxels).shape == (1, *voxels.shape)

@@ -36,7 +36,8 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def run(tmp_path: Path) -> str:
     """A training, a1, at step 40, which was best at step 30."""
-    state = {"step": 40, "best_step": 30, "averaged": weights(40), "best": weights(30)}
+    course = {"position": 40}
+    state = {"step": 40, "best_step": 30, "course": course, "averaged": weights(40), "best": weights(30)}
     checkpoints.save(str(tmp_path / "a1"), state)
     return str(tmp_path)
 
@@ -79,7 +80,7 @@ def test_the_digest_of_a_pretrained_encoder_survives_into_the_lineage(tmp_path, 
     made = made.model_copy(update={"recipe": made.recipe.model_copy(update={"init_from": None, "steps": 1})})
     state = State(made, None, "cpu", "fp32")
     encoder = {k.removeprefix("encoder."): v for k, v in state.network.state_dict().items() if k.startswith("encoder.")}
-    state.step = 1
+    state.step = state.course.position = 1
     checkpoints.save(made.folder, state.as_dict())
     assert finished_bundle(made).lineage["origin"] == {
         "encoder": "tu-test_resnet",

@@ -37,8 +37,8 @@ def test_prediction_and_scores_of_a_volume_six_times_as_deep(tmp_path: Path, mak
         prediction = prepare(scan.url, bundle, "soft")
         for row in prediction.slabs():
             prediction.run_slab(row, engine)
-        for task in prediction.writer().todo():
-            prediction.run_fuse(task)
+        for row in prediction.shards_to_do():
+            prediction.run_fuse(row)
         prediction.finish(bundle)
         predicted = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()

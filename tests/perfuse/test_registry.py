@@ -74,7 +74,15 @@ def test_a_score_against_what_a_model_made_is_not_kept(monkeypatch):
 
 
 def evaluation(truth_kind: str) -> Evaluation:
-    same = {"scan": "a", "scan_url": "a", "prediction": "p", "truth": "t", "data_digest": "d", "model": "models:/m/1"}
+    same = {
+        "scan": "a",
+        "scan_url": "a",
+        "prediction": "p",
+        "truth": "t",
+        "data_digest": "d",
+        "model": "models:/m/1",
+        "class_name": "",
+    }
     numbers = dict.fromkeys(("threshold", "dice", "precision", "recall", "fbeta", "surface_dice"), 0.5)
     counts = {"truth_voxels": 1, "predicted_voxels": 1, "dice_bounds": (0.5, 0.5), "precision_bounds": (0.5, 0.5)}
     return Evaluation(**same, **numbers, **counts, truth_kind=truth_kind, baseline=Baseline("none", 0, 0))
@@ -155,7 +163,7 @@ def test_the_loop_of_a_model(registered):
     network = build(TINY)
     network.load_state_dict(two.weights)
     theirs = mlflow.pyfunc.load_model("models:/vessels/2").predict(voxels)
-    np.testing.assert_array_equal(theirs, probability_of_array(network, two.contract.forward, voxels))
+    np.testing.assert_array_equal(theirs, probability_of_array(network, two.contract.forward, voxels)[0])
 
     with pytest.raises(RegistryError, match=r"(?s)no scores.*perfuse predict.*perfuse evaluate"):
         registry.promote("vessels", "1")

@@ -103,7 +103,7 @@ def test_the_page_says_all_and_needs_nothing_else(job: TrainingJob, tmp_path: Pa
     score = evaluate(scan, "soft", "human", curve.chosen)
     picture = one_slice(np.zeros((8, 8)), truth[1, 1:9, 1:9], soft[1, 1:9, 1:9], 128)
     history = {"loss": {1: 0.7, 10: 0.2}, "val_dice": {10: 0.5}, "wait_share": {10: 0.1}, "crops_per_s": {10: 8.0}}
-    html = page(job, "models:/a<i>b/1", history, {"v<script>": picture}, curve, [score])
+    html = page(job, "models:/a<i>b/1", history, {"v<script>": picture}, {"": curve}, [score])
     shown = Page(html)
     assert len(shown.pictures) == 3
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in shown.pictures)

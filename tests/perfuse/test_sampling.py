@@ -148,7 +148,7 @@ def test_bricks_are_read_around_the_organ(tmp_path, make_scan, tubes) -> None:
         organ_statistics.refresh(scan)
     job = plan_job(recipe, str(tmp_path / "organ"), str(tmp_path))
     assert job.key != everywhere.key
-    source = opened(job.train[0], recipe.normalisation)
+    source = opened(job.scans()[0], recipe.normalisation)
     places = np.stack([source.somewhere(np.random.default_rng(k)) for k in range(400)])
     assert (scan.organ_share()[tuple((places // scan.image.chunks).astype(int).T)] > 0).all()
     assert places.min(0).tolist() == pytest.approx([64, 0, 64], abs=2)

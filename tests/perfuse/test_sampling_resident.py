@@ -65,7 +65,7 @@ def test_a_job_says_what_it_would_hold(folder: Path) -> None:
     sizes = {"a": 40 * 72 * 90 * 4, "b": 30 * 40 * 20 * 3, "c": 40 * 72 * 90 * 2}
     assert resident_bytes(job) == sum(sizes[source.specimen] for source in job.train)
     held = ResidentCutter(job, "cpu")._scans
-    assert resident_bytes(job) == sum(p.nbytes for s in held for p in (s.image, s.label, s.known))
+    assert resident_bytes(job) == sum(p.nbytes for s in held for p in (s.image, s.labels[0].values, s.labels[0].known))
 
 
 @pytest.mark.parametrize(("memory", "resident"), [(100, True), (1, False)])

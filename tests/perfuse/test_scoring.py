@@ -1,12 +1,15 @@
 """Scores of stored predictions are those of the whole arrays; unknown is not background."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from perfuse import scoring
 from perfuse.catalog import LabelInfo, ModelRef, Scan
+from perfuse.cli import build
 from perfuse.errors import ScanError
 from perfuse.geometry import Box
 from perfuse.labels import writer_for
@@ -91,6 +94,28 @@ def test_tune_is_the_whole_curve(case, monkeypatch):
     np.testing.assert_allclose(curve.dice, whole.dice)
     np.testing.assert_allclose(curve.surface_dice, whole.surface_dice)
     assert curve.best == whole.best
+
+
+def test_what_scans_lose_by_a_common_threshold(tmp_path, make_scan, tubes):
+    """Two scans whose best thresholds differ; the regret is what scoring both masks says."""
+    scans, arrays = [], []
+    for seed, shift in ((1, -60), (2, 60)):
+        image, mask = tubes(seed, SHAPE)
+        noise = np.random.default_rng(seed).normal(0, 40, SHAPE)
+        soft = np.clip(90 + 80 * (mask > 0) + shift + noise, 0, 255).astype(np.uint8)
+        scan = make_scan(tmp_path, f"s{seed}", image, {"human": mask})
+        write_soft(scan, "soft", soft)
+        scans.append(scan.url)
+        arrays.append((mask > 0, soft))
+    words = ["tune", *scans, "--prediction", "soft", "--truth", "human", "--plot", str(tmp_path / "tune.png"), "--json"]
+    report = json.loads(CliRunner().invoke(build(), words, catch_exceptions=False).stdout)
+    common = round(255 * report["best"]["threshold"])
+    for (truth, soft), found in zip(arrays, report["scans"], strict=True):
+        scores = [surface_counts(np.pad(truth, 1), np.pad(soft >= v, 1)).surface_dice for v in range(1, 256)]
+        assert found["best"]["surface_dice"] == pytest.approx(max(scores))
+        assert found["regret"] == pytest.approx(max(scores) - scores[common - 1])
+        assert found["regret"] > 0.01
+    assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sparse_truth_gives_recall_and_bounds(tmp_path, make_scan, tubes):

@@ -52,7 +52,7 @@ def test_each_donor_validates_in_one_fold(organs: list[str]) -> None:
     scans: list[Scan] = [Known(f"s{k}", f"d{k}", organ) for k, organ in enumerate(organs)]
     seen = []
     for number in range(1, len(scans) + 1):
-        split = split_by_donor(scans, labels=["human"], fold=(number, None))
+        split = split_by_donor(scans, classes=[["human"]], fold=(number, None))
         (left_out,) = split.validation
         assert {s.info.specimen for s in split.train} == {s.info.specimen for s in scans} - {left_out.info.specimen}
         seen.append(left_out.info.specimen)
@@ -66,13 +66,13 @@ def test_sparse_scans_never_validate_nor_train_beside_their_donor() -> None:
         Known("c", "ben", "spleen", "sparse"),
     ]
     scans.append(Known("d", "dora", "kidney", "sparse"))
-    split = split_by_donor(scans, labels=["human"], fold=(2, 2))
+    split = split_by_donor(scans, classes=[["human"]], fold=(2, 2))
     assert [s.info.specimen for s in split.validation] == ["b"]
     assert [s.info.specimen for s in split.train] == ["a", "d"], "c is of the donor that validates"
     with pytest.raises(RecipeError, match=r"3 folds need as many densely labelled donors.*there are 2: anna, ben"):
-        split_by_donor(scans, labels=["human"], fold=(1, 3))
+        split_by_donor(scans, classes=[["human"]], fold=(1, 3))
     with pytest.raises(RecipeError, match="no fold 3 of 2"):
-        split_by_donor(scans, labels=["human"], fold=(3, None))
+        split_by_donor(scans, classes=[["human"]], fold=(3, None))
 
 
 @given(st.tuples(*[st.integers(1, 400)] * 3), st.floats(0.05, 0.95), st.integers(1, 60))

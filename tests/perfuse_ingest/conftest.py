@@ -13,7 +13,7 @@ import tifffile
 Volume = np.ndarray[Any, Any]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stack_folder() -> Callable[..., Path]:
     """stack_folder(folder, volume, first=0, name="slice_{:04d}.tif") writes one TIFF a slice; returns the folder."""
 

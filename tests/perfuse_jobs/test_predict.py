@@ -23,10 +23,10 @@ from perfuse_jobs.workers import Workers
 TINY = Network(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
 
 
-def bundle(seed: int = 0) -> Bundle:
+def bundle(seed: int = 0, classes: tuple[str, ...] = ()) -> Bundle:
     torch.manual_seed(seed)
-    forward = Forward(network=TINY, voxel_size_um=(10, 100), tile=64)
-    return Bundle(Contract(forward=forward), build(TINY).state_dict(), {})
+    forward = Forward(network=TINY.changed(classes=classes), voxel_size_um=(10, 100), tile=64)
+    return Bundle(Contract(forward=forward), build(forward.network).state_dict(), {})
 
 
 @pytest.fixture
@@ -42,12 +42,16 @@ def scan_url(tmp_path: Path) -> str:
 
 @pytest.mark.usefixtures("in_process_ray")
 def test_any_number_of_actors(scan_url: str) -> None:
-    together = Ensemble((bundle(), bundle(seed=1)), 128)
+    """Two models as one, each of two classes."""
+    classes = ("a", "b")
+    together = Ensemble((bundle(classes=classes), bundle(seed=1, classes=classes)), 128)
     predict_local(scan_url, together, "one")
     predict_ray(scan_url, together, "two", workers=Workers(2, 2))
     scan = Scan.open(scan_url)
-    np.testing.assert_array_equal(scan.label("one")[:], scan.label("two")[:])
-    assert scan.label_info("one").digest == scan.label_info("two").digest
+    for name in classes:
+        np.testing.assert_array_equal(scan.label(f"one-{name}")[:], scan.label(f"two-{name}")[:])
+        assert scan.label_info(f"one-{name}").digest == scan.label_info(f"two-{name}").digest
+    assert scan.label_info("one-a").digest != scan.label_info("one-b").digest
     begin = time.perf_counter()
     predict_ray(scan_url, together, "two", workers=Workers(1, 3))
     assert time.perf_counter() - begin < 5, "a finished label is not computed again"

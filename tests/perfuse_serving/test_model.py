@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from perfuse.bundle import Bundle
+from perfuse.contract import Contract, Decision
 from perfuse.inference import probability_of_array
 from perfuse.models import build
 from perfuse_serving.images import RequestError
@@ -23,7 +25,7 @@ def model(bundle: Bundle) -> Model:
 def test_probability_and_mask_are_those_of_inference(model: Model, bundle: Bundle, voxels: np.ndarray) -> None:
     network = build(bundle.contract.forward.network)
     network.load_state_dict(bundle.weights)
-    expected = probability_of_array(network, bundle.contract.forward, voxels)
+    (expected,) = probability_of_array(network, bundle.contract.forward, voxels)
     probability, mask = model.segment(voxels, "probability"), model.segment(voxels, "mask")
     assert (probability.dtype, mask.dtype) == (np.float32, np.uint8)
     np.testing.assert_array_equal(probability, expected.astype(np.float32) / np.float32(255))
@@ -70,3 +72,23 @@ def test_a_wrong_voxel_size_is_refused(text: str) -> None:
 def test_a_wrong_window_is_refused(low: float | None, high: float | None) -> None:
     with pytest.raises(RequestError, match="low below high"):
         parse_window(low, high)
+
+
+def test_of_several_classes_one_is_asked_for(bundle: Bundle) -> None:
+    forward = bundle.contract.forward
+    network = forward.network.changed(classes=("glomerulus", "vessel"))
+    torch.manual_seed(0)
+    made = build(network)
+    contract = Contract(
+        forward=forward.changed(network=network), decision=Decision(threshold={"glomerulus": 120, "vessel": 130})
+    )
+    two = Model(Bundle(contract, made.state_dict(), {}))
+    both = probability_of_array(made, contract.forward, NOISE[7])
+    for soft, name, threshold in zip(both, ("glomerulus", "vessel"), (120, 130), strict=True):
+        np.testing.assert_array_equal(
+            two.segment(NOISE[7], "mask", class_name=name), np.where(soft >= threshold, 255, 0)
+        )
+    with pytest.raises(RequestError, match="say class=glomerulus or class=vessel"):
+        two.segment(NOISE[7], "mask")
+    with pytest.raises(RequestError, match="it has one; leave class out"):
+        Model(bundle).segment(NOISE[7], "mask", class_name="vessel")

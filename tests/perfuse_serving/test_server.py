@@ -139,6 +139,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "form without file": ({}, {"files": {"note": (None, "hello")}}, 400),
     "two files": ({}, {"files": {"a": npy(NOISE[0]), "b": npy(NOISE[0])}}, 400),
     "unknown output": ({"output": "contours"}, {"content": npy(NOISE[0])}, 422),
+    "unknown class": ({"class": "vessel"}, {"content": npy(NOISE[0])}, 422),
     "forbidden voxel size": ({"voxel_size_um": "500"}, {"content": npy(NOISE[0])}, 422),
     "low alone": ({"low": 5}, {"content": npy(NOISE[0])}, 422),
     "low is no number": ({"low": "dark", "high": 7}, {"content": npy(NOISE[0])}, 422),

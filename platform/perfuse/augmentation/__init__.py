@@ -29,17 +29,18 @@ def augment(
     step: int,
     positions: Sequence[int],
     *,
+    classes: int = 1,
     standardised: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One variation of each crop; what is given stays as it is.
 
-    images: float32[b, planes, n, n], 0 … 1 between the percentiles; targets, knowns: float32[b, planes or 1, n, n].
+    images: float32[b, planes, n, n], 0 … 1 between the percentiles; targets, knowns: float32[b, classes · (planes or 1), n, n].
     positions: of the b crops in the global batch. A crop's variation depends on `seed`, `step` and its own position, not on
     which crops it shares a batch with; on devices of one kind it is the same to the last bit.
     standardised: the network standardises each crop, so noise is measured in standard deviations of the crop.
     """
     draws = Draws.at(seed, step, positions)
-    images, targets, knowns = turned((images, targets, knowns), settings, draws)
+    images, targets, knowns = turned((images, targets, knowns), settings, draws, classes)
     images, targets, knowns = warped((images, targets, knowns), settings, draws)
     each, draws = (
         (images.flatten(0, 1)[:, None], draws.spawn(images.shape[1])) if settings.each_plane else (images, draws)

@@ -14,16 +14,17 @@ Crops = tuple[Tensor, Tensor, Tensor]
 """Images, targets and knowns."""
 
 
-def turned(crops: Crops, settings: "Augmentation", draws: Draws) -> Crops:
-    """Each crop turned, then mirrored, as it drew; image, target and known alike."""
+def turned(crops: Crops, settings: "Augmentation", draws: Draws, classes: int = 1) -> Crops:
+    """Each crop turned, then mirrored, as it drew; image, target and known alike, planes of each class among themselves."""
     turns = draws.integers(4) * draws.chosen(settings.quarter_turns)
     mirrors = draws.chosen(settings.flips, 3)
     if not turns.any() and not mirrors.any():
         return crops
     new = tuple(torch.empty_like(parts, memory_format=torch.contiguous_format) for parts in crops)
-    for parts, outs in zip(crops, new, strict=True):
+    for parts, outs, volumes in zip(crops, new, (1, classes, classes), strict=True):
         for crop, k, mirrored, out in zip(parts, turns, mirrors, outs, strict=True):
-            turn(crop, int(k), *map(bool, mirrored), out=out)
+            for volume, place in zip(crop.chunk(volumes), out.chunk(volumes), strict=True):
+                turn(volume, int(k), *map(bool, mirrored), out=place)
     return new[0], new[1], new[2]
 
 

@@ -1,10 +1,11 @@
 """What a campaign will take, from shapes and networks alone."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from perfuse.campaigns.planning import Plan, Planned
-from perfuse.campaigns.schema import Train, models_of
+from perfuse.campaigns.planning import Plan, Planned, Site
+from perfuse.campaigns.schema import Train, answering
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Frozen, Network
 from perfuse.inference.prediction import plan as plan_prediction
@@ -23,6 +24,7 @@ class Cost(Frozen):
     """Of one stage."""
 
     steps: int = 0
+    """At most, where a training stops when its loss has converged."""
     crops: int = 0
     read_bytes: int = 0
     """Voxels that are cut or predicted, as they are stored, uncompressed."""
@@ -40,8 +42,8 @@ def costs(plan: Plan) -> dict[str, Cost]:
         if isinstance(stage, Train) and planned.recipe is not None:
             found[stage.name], recipes[stage.name] = _training(planned, planned.recipe), [planned.recipe]
             continue
-        recipes[stage.name] = [recipe for name in models_of(stage) for recipe in recipes.get(name, [])]
-        found[stage.name] = _answering(planned, recipes[stage.name])
+        recipes[stage.name] = [recipe for name in answering(stage) for recipe in recipes.get(name, [])]
+        found[stage.name] = _answering(planned.scans, recipes[stage.name])
     return found
 
 
@@ -49,18 +51,20 @@ def _training(planned: Planned, recipe: Recipe) -> Cost:
     crops = recipe.steps * recipe.batch * recipe.accumulate
     itemsize = max(Scan.open(site.url).image.dtype.itemsize for site in planned.scans)
     operations = LEARNING * crops * _operations(recipe.network, recipe.crop)
+    judging = _answering(planned.judges, [recipe])
     return Cost(
         steps=recipe.steps,
         crops=crops,
-        read_bytes=crops * recipe.network.planes * recipe.crop**2 * itemsize,
-        gpu_hours=operations / SUSTAINED / 3600,
+        read_bytes=crops * recipe.network.planes * recipe.crop**2 * itemsize + judging.read_bytes,
+        written_bytes=judging.written_bytes,
+        gpu_hours=operations / SUSTAINED / 3600 + judging.gpu_hours,
     )
 
 
-def _answering(planned: Planned, members: list[Recipe]) -> Cost:
-    """Of predicting the scans of a stage; a model that is no training of this campaign counts for nothing."""
+def _answering(sites: Sequence[Site], members: list[Recipe]) -> Cost:
+    """Of predicting scans; a model that is no training of this campaign counts for nothing."""
     total = Cost()
-    for site in planned.scans:
+    for site in sites:
         scan = Scan.open(site.url)
         for recipe in members:
             forward = Forward(

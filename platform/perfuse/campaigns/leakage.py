@@ -18,13 +18,33 @@ def check(plan: Plan) -> None:
     before: dict[str, Planned] = {}
     for planned in plan.stages:
         for site in planned.judges:
-            _refuse(planned, site.donor, "chooses" if isinstance(planned.stage, (Train, Ensemble)) else "is scored")
+            _refuse(planned, site.donor, "chooses" if _chooses(planned) else "is scored")
         if isinstance(planned.stage, Train):
             for site in plan.test:
                 _refuse(planned, site.donor, "is kept for testing")
+        if isinstance(planned.stage, (Train, Ensemble)):
             for name in planned.stage.siblings:
-                _check_sibling(planned, before[name])
+                for own, theirs in _pairs(planned, before[name], before):
+                    _check_sibling(own, theirs)
         before[planned.stage.name] = planned
+
+
+def _chooses(planned: Planned) -> bool:
+    stage = planned.stage
+    return isinstance(stage, Ensemble) or (isinstance(stage, Train) and not stage.scored_by)
+
+
+def _pairs(planned: Planned, sibling: Planned, before: dict[str, Planned]) -> list[tuple[Planned, Planned]]:
+    """What must be siblings for one stage to be a sibling of another: the two, or their members one by one."""
+    stage, other = planned.stage, sibling.stage
+    if not isinstance(stage, Ensemble):
+        return [(planned, sibling)]
+    theirs = other.models if isinstance(other, Ensemble) else ()
+    if len(stage.models) != len(theirs) or not {*stage.models, *theirs} <= set(before):
+        raise CampaignError(
+            f"Stage {stage.name}: sibling {other.name} is no ensemble of as many trainings of this campaign, in the same order."
+        )
+    return [(before[a], before[b]) for a, b in zip(stage.models, theirs, strict=True)]
 
 
 def _refuse(planned: Planned, donor: str, part: str) -> None:

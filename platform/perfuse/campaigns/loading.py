@@ -15,14 +15,16 @@ from perfuse.errors import CampaignError
 
 FILES = (".yaml", ".yml")
 PARTS = tuple(Roles.model_fields)
+MEMBERS = "members"
 Kind = TypeVar("Kind", Roles, Campaign)
 
 
-def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = ()) -> Campaign:
+def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = (), *, smoke: bool = False) -> Campaign:
     """A built-in campaign, or that of a YAML file, for these scans.
 
-    Settings are key=value: a role and its specimens (validation=kidney_2), `recipe` for every training, `recipe.KEY` for a
-    key of every training's recipe, or `STAGE.KEY` for one training's. Raises CampaignError that lists what there is.
+    Settings are key=value: a role and its specimens (validation=kidney_2), `members` of a built-in one, `recipe` for every
+    training, `recipe.KEY` for a key of every training's recipe, or `STAGE.KEY` for one training's. smoke: a built-in one has
+    only those members that differ as small networks, unless they are named. Raises CampaignError that lists what there is.
     """
     values = _from_file(Path(name)) if name.lower().endswith(FILES) else None
     if values is None and name not in CAMPAIGNS:
@@ -30,14 +32,34 @@ def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = ()
             f"Unknown campaign {name!r}. Built in: {', '.join(CAMPAIGNS)}. A file's name ends in .yaml."
         )
     split = [_split(setting) for setting in settings]
-    stated = {key: [v.strip() for v in value.split(",") if v.strip()] for key, value in split if key in PARTS}
+    stated = {key: _several(value) for key, value in split if key in PARTS}
+    members = next((_several(value) for key, value in reversed(split) if key == MEMBERS), None)
     written = (values or {}).get("roles") or {}
     roles = choose(scans, _validated(Roles, name, {**written, **stated}))
-    campaign = CAMPAIGNS[name](roles) if values is None else _validated(Campaign, name, {**values, "roles": roles})
+    if values is None:
+        campaign = _built_in(name, roles, members, smoke=smoke)
+    elif members is not None:
+        raise CampaignError(f"--set {MEMBERS} is for built-in campaigns; {name} lists its trainings itself.")
+    else:
+        campaign = _validated(Campaign, name, {**values, "roles": roles})
     for key, value in split:
-        if key not in PARTS:
+        if key not in (*PARTS, MEMBERS):
             campaign = _changed(campaign, key, value)
     return campaign
+
+
+def _built_in(name: str, roles: Roles, members: list[str] | None, *, smoke: bool) -> Campaign:
+    made = CAMPAIGNS[name]
+    chosen = dict.fromkeys((made.small if smoke else made.members) if members is None else members)
+    if not chosen or not set(chosen) <= set(made.members):
+        raise CampaignError(
+            f"{MEMBERS}={','.join(chosen)}: {name} has {', '.join(made.members)}; the first named leads."
+        )
+    return made.make(roles, tuple(chosen))
+
+
+def _several(value: str) -> list[str]:
+    return [v.strip() for v in value.split(",") if v.strip()]
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -64,7 +86,7 @@ def _changed(campaign: Campaign, key: str, value: str) -> Campaign:
     trainings = [stage.name for stage in campaign.stages if isinstance(stage, Train)]
     if key != "recipe" and (not rest or first not in trainings):
         raise CampaignError(
-            f"--set {key}: there are the roles {', '.join(PARTS)}; recipe; recipe.KEY; and of one training STAGE.KEY, with "
+            f"--set {key}: there are the roles {', '.join(PARTS)}; members; recipe; recipe.KEY; and of one training STAGE.KEY, with "
             f"STAGE one of {', '.join(trainings)}."
         )
 

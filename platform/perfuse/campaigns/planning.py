@@ -16,8 +16,10 @@ from perfuse.campaigns.schema import (
     PseudoLabel,
     Stage,
     Train,
+    answering,
     models_of,
 )
+from perfuse.campaigns.siblings import leaving_out_each
 from perfuse.catalog import Scan
 from perfuse.contract import Frozen
 from perfuse.errors import CampaignError
@@ -96,8 +98,23 @@ class _Planner:
         self.done: dict[str, Planned] = {}
 
     def add(self, stage: Stage) -> None:
-        """Plan the next stage."""
+        """Plan the next stage, and before it the siblings that it asks for."""
+        if isinstance(stage, Train) and stage.siblings == "each":
+            siblings = self._siblings(stage)
+            for sibling in siblings:
+                self.add(sibling)
+            stage = stage.model_copy(update={"siblings": tuple(sibling.name for sibling in siblings)})
+        if stage.name in self.done:
+            raise CampaignError(f"Two stages are called {stage.name!r}. Give one of them another name.")
         self.done[stage.name] = self._train(stage) if isinstance(stage, Train) else self._other(stage)
+
+    def _siblings(self, stage: Train) -> list[Train]:
+        def in_label(name: str, scan: Scan) -> dict[str, str] | None:
+            taken = self._taken(name, scan)
+            return None if taken is None else taken[1]
+
+        start = self._ancestry(stage.init_from) if stage.init_from else {}
+        return leaving_out_each(stage, self._named(stage, stage.scans), in_label, start)
 
     def _named(self, stage: Stage, names: Names) -> list[Scan]:
         """The scans of roles and specimens, each once."""
@@ -124,7 +141,7 @@ class _Planner:
         return {donor: f"{name} ← {path}" for donor, path in self.done[name].donors.items()}
 
     def _train(self, stage: Train) -> Planned:
-        learnt, judges = self._named(stage, stage.scans), self._named(stage, stage.validation)
+        learnt, judges = self._named(stage, stage.scans), self._named(stage, stage.validation or stage.scored_by)
         inputs: list[Any] = []
         donors: dict[str, str] = {}
         for scan in learnt:
@@ -136,7 +153,9 @@ class _Planner:
         if stage.init_from is not None:
             donors = self._ancestry(stage.init_from) | donors
         recipe = self._recipe(stage, learnt, judges)
-        judged = [[*_voxels(s), self._label(stage, s)[1]] for s in judges]
+        judged = [
+            [*_voxels(s), *(self._people(stage, s) if stage.scored_by else [self._label(stage, s)[1]])] for s in judges
+        ]
         return self._planned(stage, learnt, judges, recipe, donors, [recipe.model_dump(mode="json"), inputs, judged])
 
     def _recipe(self, stage: Train, learnt: list[Scan], judges: list[Scan]) -> Recipe:
@@ -148,11 +167,22 @@ class _Planner:
                     f"Stage {stage.name}: {key} is not for the recipe of a stage. The stage itself says what it starts from "
                     "(init_from: a stage or a model's URI) and who chooses (validation: roles or specimens)."
                 )
+        if isinstance(recipe.labels, dict):
+            raise CampaignError(
+                f"Stage {stage.name}: its recipe has the classes {', '.join(recipe.classes)}, and campaigns are of one. Train "
+                "several by `perfuse train`."
+            )
+        if not stage.validation and recipe.converged is None:
+            raise CampaignError(
+                f"Stage {stage.name}: where no donor chooses, a training stops when its loss has converged. Say in its settings "
+                "when it has (converged=0.01), with a schedule that has a constant phase."
+            )
+        chosen, unseen = ([], judges) if stage.scored_by else (judges, [])
         return recipe.model_copy(
             update={
                 "train": tuple(dict.fromkeys(s.info.specimen for s in learnt)),
-                "validation": tuple(dict.fromkeys(s.info.specimen for s in judges)),
-                "holdout": self.roles["test"],
+                "validation": tuple(dict.fromkeys(s.info.specimen for s in chosen)),
+                "holdout": tuple(dict.fromkeys([*self.roles["test"], *(s.info.specimen for s in unseen)])),
                 "labels": tuple(self._label_name(name) for name in stage.labels),
             }
         )
@@ -168,24 +198,29 @@ class _Planner:
     def _label(self, stage: Train, scan: Scan) -> tuple[str, str, dict[str, str]]:
         """The label that a training takes of a scan: name, identity, and the donors in it with their ways."""
         for name in stage.labels:
-            made = self.done.get(name)
-            if made is not None and scan.url in {site.url for site in made.scans}:
-                above = {d: f"{name} of {scan.info.specimen} ← {path}" for d, path in made.donors.items()}
-                return name, made.key, above
-            if made is None and name in scan.labels():
-                info = scan.label_info(name)
-                above = {d: f"{name} of {scan.info.specimen} ← {path}" for d, path in info.donors.items()}
-                return name, info.digest, above
+            if taken := self._taken(name, scan):
+                return name, *taken
         raise CampaignError(
             f"Stage {stage.name}: {scan.url} has none of the labels {', '.join(stage.labels)}. Its labels: "
             f"{', '.join(scan.labels()) or 'none'}."
         )
 
+    def _taken(self, name: str, scan: Scan) -> tuple[str, dict[str, str]] | None:
+        """A label of a scan, by a stage or its own name: identity, and the donors in it with their ways; None where it has none."""
+        made = self.done.get(name)
+        if made is not None and scan.url in {site.url for site in made.scans}:
+            identity, donors = made.key, made.donors
+        elif made is None and name in scan.labels():
+            info = scan.label_info(name)
+            identity, donors = info.digest, info.donors
+        else:
+            return None
+        return identity, {d: f"{name} of {scan.info.specimen} ← {path}" for d, path in donors.items()}
+
     def _other(self, stage: Ensemble | Predict | PseudoLabel | Evaluate) -> Planned:
         scans = self._named(stage, stage.scans)
-        names = models_of(stage)
-        donors = {d: path for name in reversed(names) for d, path in self._ancestry(name).items()}
-        own = stage.model_dump(mode="json", include={"kind", "cut", "truth"})
+        donors = {d: path for name in reversed(answering(stage)) for d, path in self._ancestry(name).items()}
+        own = stage.model_dump(mode="json", include={"kind", "cut", "keep_edges", "truth"})
         judges = scans if isinstance(stage, (Ensemble, Evaluate)) else []
         inputs = [[*_voxels(s), *self._people(stage, s)] for s in scans]
         return self._planned(stage, scans, judges, None, donors, [own, inputs])
@@ -210,11 +245,12 @@ class _Planner:
     ) -> Planned:
         taken = [self._identity(name) for name in models_of(stage)]
         key = storage.digest_json([stage.kind, *identity, taken])
+        answers = [key] if isinstance(stage, Train) else [self._identity(name) for name in answering(stage)]
         own = isinstance(stage, PseudoLabel)
         return Planned(
             stage=stage,
             key=key,
-            output=f"soft-{key[:8]}" if own else f"prediction-{storage.digest_json(taken)[:8]}",
+            output=f"soft-{key[:8]}" if own else f"prediction-{storage.digest_json(answers)[:8]}",
             scans=_sites(scans),
             judges=_sites(judges),
             recipe=recipe,

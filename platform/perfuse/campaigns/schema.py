@@ -38,20 +38,23 @@ class Train(Frozen):
     labels: Some = ("human",)
     """Stages that wrote labels, or names of labels, in order of preference: each scan takes the first that it holds."""
     validation: Names = ("validation",)
-    """Roles or specimens that choose checkpoint and threshold. Empty: none does, the last weights are kept, `threshold_from`
-    names where the threshold is from and `siblings` whose scores stand for its own."""
+    """Roles or specimens that choose checkpoint and threshold. Empty: none does, the training stops when its loss has converged
+    (`Recipe.converged`), the last weights are kept, and `threshold_from` names where the threshold is from."""
     init_from: str | None = None
     """A stage or a model's URI whose weights it starts from."""
     threshold_from: str | None = None
     """An earlier stage that chose a threshold."""
-    siblings: Names = ()
-    """Earlier trainings of the same recipe, each of which left out donors that this one learns from."""
+    siblings: Names | Literal["each"] = ()
+    """Whose scores stand for its own: earlier trainings of the same recipe, each of which left out donors that this one learns
+    from. each: they are made, one for each donor whom people labelled densely (`perfuse.campaigns.siblings`)."""
+    scored_by: Names = ()
+    """Roles or specimens, densely labelled, that score it and choose nothing: it is a sibling."""
 
     @model_validator(mode="after")
     def _selected_or_inherited(self) -> "Train":
-        if self.validation and (self.threshold_from or self.siblings):
-            raise ValueError("threshold_from and siblings are for a stage without validation")
-        if not self.validation and not (self.threshold_from and self.siblings):
+        if self.validation and (self.threshold_from or self.siblings or self.scored_by):
+            raise ValueError("threshold_from, siblings and scored_by are for a stage without validation")
+        if not self.validation and not (self.threshold_from and (self.siblings or self.scored_by)):
             raise ValueError("a stage without validation needs threshold_from and siblings")
         return self
 
@@ -64,12 +67,21 @@ class Ensemble(Frozen):
     models: Some
     """Stages or URIs of models."""
     scans: Names = ("validation",)
-    """Roles or specimens, densely labelled."""
+    """Roles or specimens, densely labelled, that choose the threshold. Empty: none does, for the members learnt from everything."""
+    threshold_from: str | None = None
+    """An earlier stage that chose a threshold, where no donor does."""
+    siblings: Names = ()
+    """Earlier ensembles, member by member siblings of this one's, whose scores stand for its own."""
 
     @model_validator(mode="after")
     def _count(self) -> "Ensemble":
         if (len(self.models) == 1) != (self.kind == "tune"):
             raise ValueError(f"tune takes one model, ensemble two or more; {self.kind} got {len(self.models)}")
+        inherits = self.kind == "ensemble" and self.threshold_from is not None and self.siblings != ()
+        if not self.scans and not inherits:
+            raise ValueError("without scans an ensemble needs threshold_from and siblings, and tune chooses nothing")
+        if self.scans and (self.threshold_from or self.siblings):
+            raise ValueError("threshold_from and siblings are for an ensemble without scans")
         return self
 
 
@@ -91,6 +103,8 @@ class PseudoLabel(Frozen):
     scans: Some
     cut: Annotated[float, Field(gt=0, le=1)] | Literal["coverage"] | None = None
     """Below which probability nothing is taught: as stated, as matches the scan's declared coverage, or None: nowhere."""
+    keep_edges: bool = False
+    """What touches people's marks is taught only as far as a vessel goes on there."""
 
 
 class Evaluate(Frozen):
@@ -139,6 +153,15 @@ class Campaign(Frozen):
 
 def models_of(stage: Stage) -> Names:
     """The stages or URIs whose models a stage takes: to answer, to start from, or for their threshold and scores."""
+    if not isinstance(stage, (Train, Ensemble)):
+        return (stage.model,)
+    used = (stage.init_from,) if isinstance(stage, Train) else stage.models
+    named = () if stage.siblings == "each" else stage.siblings
+    return tuple(filter(None, (*used, stage.threshold_from, *named)))
+
+
+def answering(stage: Stage) -> Names:
+    """The stages or URIs whose models answer in a stage; of a training none do."""
     if isinstance(stage, Train):
-        return tuple(filter(None, (stage.init_from, stage.threshold_from, *stage.siblings)))
+        return ()
     return stage.models if isinstance(stage, Ensemble) else (stage.model,)

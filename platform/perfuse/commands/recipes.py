@@ -29,20 +29,16 @@ def ls(as_json: Json = False) -> None:
 
     Example: perfuse recipe ls
     """
-    from rich.table import Table
-
-    from perfuse.console import print_json, results
+    from perfuse.console import print_entry, print_json
     from perfuse.recipes import RECIPES
 
     about = {name: (make.__doc__ or "").split("\n")[0] for name, make in RECIPES.items()}
     if as_json:
         print_json({"recipes": [{"name": n, "about": about[n], **_summary(RECIPES[n]())} for n in RECIPES]})
         return
-    table = Table("recipe", "network", "what it sees", "steps × crops", "about")
     for name, make in RECIPES.items():
         summary = _summary(make())
-        table.add_row(name, summary["network"], summary["sees"], summary["work"], about[name])
-    results.print(table)
+        print_entry(name, about[name], f"{summary['network']}; {summary['sees']}; {summary['work']} crops")
 
 
 def _summary(recipe: "Recipe") -> dict[str, str]:

@@ -24,22 +24,23 @@ def ls(root_url: Annotated[str, typer.Argument(help="Folder of scans.")], as_jso
 
     Example: perfuse scan ls s3://bucket/scans
     """
-    from rich.table import Table
-
-    from perfuse.console import print_json, results
+    from perfuse.console import print_entry, print_json
     from perfuse.finding import find_scans
 
     scans = find_scans(root_url)
     if as_json:
         print_json({"scans": [described(s) for s in scans]})
         return
-    table = Table("scan", "donor", "specimen", "organ", "shape z, y, x", "voxel µm", "labels")
     for scan in scans:
         info = scan.info
         labels = ", ".join(f"{x.name} ({x.kind})" for x in scan.labels().values())
         shape, voxel = " × ".join(map(str, info.shape_zyx)), " × ".join(f"{v:g}" for v in info.voxel_size_um)
-        table.add_row(info.id, info.donor, info.specimen, info.organ, shape, voxel, labels)
-    results.print(table)
+        print_entry(
+            info.id,
+            f"{info.organ}, specimen {info.specimen}, donor {info.donor}",
+            f"{shape} voxels (z, y, x) of {voxel} µm",
+            f"labels: {labels or 'none'}",
+        )
 
 
 def described(scan: Any) -> dict[str, Any]:

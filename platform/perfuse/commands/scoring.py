@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,29 +76,38 @@ def _print(scores: Any) -> None:
 
 
 def tune(
-    scan_urls: Annotated[list[str], typer.Argument(help="Scans; their counts are added.")],
+    scan_urls: Annotated[list[str], typer.Argument(help="Scans; their counts are added for the common threshold.")],
     prediction: Prediction,
     truth: Truth,
+    plot: Annotated[Path | None, typer.Option(help="Draw the scores over the thresholds into this PNG file.")] = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
-    """Show Dice and surface dice over all thresholds. Only reports: `train` chooses the threshold by itself.
+    """Show Dice and surface dice over all thresholds, and what a scan loses by the common best. `train` chooses by itself.
 
-    Example: perfuse tune scans/kidney2.ome.zarr --prediction vessels-selection --truth human
+    Example: perfuse tune scans/kidney2.ome.zarr scans/kidney3.ome.zarr --prediction vessels --truth human --plot tune.png
     """
     from perfuse import scoring
     from perfuse.catalog import Scan
     from perfuse.console import print_json, results
+    from perfuse.metrics import CurveCounts
+    from perfuse.plots import over_thresholds
 
-    curve = scoring.tune([Scan.open(url) for url in scan_urls], prediction, truth)
+    scans = [Scan.open(url) for url in scan_urls]
+    counts = scoring.counts_by_scan(scans, prediction, truth)
+    curve = sum(counts, CurveCounts()).curve()
     plateau = curve.plateau
-    report = {
+    report: dict[str, Any] = {
         "thresholds": (curve.thresholds / 255).tolist(),
         "dice": curve.dice.tolist(),
         "surface_dice": curve.surface_dice.tolist(),
         "best": _at(curve, curve.best),
         "chosen": _at(curve, curve.chosen),
         "plateau": {"low": plateau.low, "high": plateau.high, "width": plateau.width},
+        "mean_surface_dice": curve.mean_surface_dice,
+        "scans": [_sharing(scan.info.id, of.curve(), curve.best) for scan, of in zip(scans, counts, strict=True)],
     }
+    if plot is not None:
+        plot.write_bytes(over_thresholds(curve, " and ".join(scan.info.id for scan in scans)))
     if as_json:
         print_json(report)
         return report
@@ -106,10 +116,23 @@ def tune(
         bar = "" if math.isnan(surface) else "█" * round(40 * surface)
         results.print(f"{v / 255:.3f}  Dice {curve.dice[v - 1]:.4f}  surface dice {surface:.4f}  {bar}")
     results.print(
-        f"best {curve.best / 255:.3f}: surface dice {curve.surface_dice[curve.best - 1]:.4f}; plateau {plateau.low:.3f} "
-        f"to {plateau.high:.3f}; `train` would choose {curve.chosen / 255:.3f}, its point nearest to a half"
+        f"best {curve.best / 255:.3f}: surface dice {curve.surface_dice[curve.best - 1]:.4f}, mean over 39 thresholds "
+        f"{curve.mean_surface_dice:.4f}; plateau {plateau.low:.3f} to {plateau.high:.3f}; `train` would choose "
+        f"{curve.chosen / 255:.3f}, its point nearest to a half"
     )
+    if len(scans) > 1:
+        for one in report["scans"]:
+            results.print(
+                f"{one['scan']}: best {one['best']['threshold']:.3f}, surface dice {one['best']['surface_dice']:.4f}; at the "
+                f"common best it loses {one['regret']:.4f}"
+            )
     return report
+
+
+def _sharing(scan: str, curve: "Curve", common: int) -> dict[str, Any]:
+    """A scan's own best threshold, what it scores at the common one, and the difference in surface dice: its regret."""
+    best, shared = _at(curve, curve.best), _at(curve, common)
+    return {"scan": scan, "best": best, "shared": shared, "regret": best["surface_dice"] - shared["surface_dice"]}
 
 
 def _at(curve: "Curve", threshold: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ Probability = npt.NDArray[np.uint8]
 
 
 def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: Box) -> Probability:
-    """Probability uint8[z, y, x] inside a box of a scan that fits in memory, the axes of the contract fused.
+    """Probability uint8[classes, z, y, x] inside a box of a scan that fits in memory, the axes of the contract fused.
 
     The box is taken as a volume of its own: near its faces the network sees edges that the scan has not.
     """
@@ -35,7 +35,7 @@ def probability_of_array(
     *,
     window: tuple[float, float] | None = None,
 ) -> Probability:
-    """Probability uint8 of an array [y, x] or [z, y, x], of the same shape.
+    """Probability uint8 of an array [y, x] or [z, y, x], of the same shape behind the axis of classes.
 
     window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which
     the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
@@ -44,7 +44,7 @@ def probability_of_array(
     values = normalise(volume, window or bounds_of(volume, forward.normalisation), forward.normalisation)
     shape = index3(volume.shape)
     wide = [a for a in ("zyx".index(name) for name in forward.axes) if min(move_axis(shape, a)[1:]) >= 32]
-    return _fused(network, forward, values, wide or [0]).reshape(voxels.shape)
+    return _fused(network, forward, values, wide or [0]).reshape(-1, *voxels.shape)
 
 
 def _fused(
@@ -59,4 +59,4 @@ def _fused(
 def _along(engine: Engine, read: Read, shape_zyx: Index3, axis: int) -> Logits:
     depth = shape_zyx[axis]
     rows = [part for _, part in rows_of_logits(engine, read, shape_zyx, axis, (0, depth))]
-    return np.moveaxis(np.concatenate(rows, axis=1), 0, axis)
+    return np.moveaxis(np.concatenate(rows, axis=2), 1, 1 + axis)

@@ -7,8 +7,11 @@ from perfuse.inference.prediction import Worker, already_done, prepare
 from perfuse.locks import writing
 
 
-def predict_local(scan_url: str, model: Model, output: str) -> LabelInfo:
-    """Predict a scan into a soft label. Done work is not repeated: neither a finished label nor a finished slab."""
+def predict_local(scan_url: str, model: Model, output: str) -> tuple[LabelInfo, ...]:
+    """Predict a scan into a soft label for each class: `output`, or `output`-CLASS where there are several.
+
+    Done work is not repeated: neither a finished label nor a finished slab.
+    """
     import torch
 
     prediction = prepare(scan_url, model, output)
@@ -22,6 +25,6 @@ def predict_local(scan_url: str, model: Model, output: str) -> LabelInfo:
             for row in rows:
                 worker.run(row)
                 advance()
-        for task in prediction.writer().todo():
-            prediction.run_fuse(task)
+        for row in prediction.shards_to_do():
+            prediction.run_fuse(row)
         return prediction.finish(model)

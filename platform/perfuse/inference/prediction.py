@@ -14,7 +14,7 @@ import numpy.typing as npt
 from perfuse import storage, volumes
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
-from perfuse.contract import Forward, Frozen
+from perfuse.contract import Forward, Frozen, of_class, read_by
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box, move_axis, runs, tile_starts
 from perfuse.inference.logits import fuse
@@ -52,6 +52,7 @@ def plan(scan: Scan, *members: Forward) -> PredictionPlan:
 
 def _plan(scan: Scan, forward: Forward) -> PredictionPlan:
     voxels = int(np.prod(scan.shape_zyx))
+    classes = len(forward.network.class_names)
     axes = ["zyx".index(a) for a in forward.axes]
     seen = [move_axis(scan.shape_zyx, axis) for axis in axes]
     tiles = sum(d * _tiles(h, forward) * _tiles(w, forward) for d, h, w in seen)
@@ -59,10 +60,10 @@ def _plan(scan: Scan, forward: Forward) -> PredictionPlan:
     return PredictionPlan(
         slabs=sum(len(runs(d, SLAB)) for d, _, _ in seen),
         tiles=tiles,
-        shards=int(np.prod([-(-n // s) for n, s in zip(scan.shape_zyx, shard, strict=True)])),
+        shards=classes * int(np.prod([-(-n // s) for n, s in zip(scan.shape_zyx, shard, strict=True)])),
         input_bytes=voxels * np.dtype(scan.info.dtype).itemsize * len(axes),
-        scratch_bytes=2 * voxels * len(axes),
-        output_bytes=voxels,
+        scratch_bytes=2 * voxels * len(axes) * classes,
+        output_bytes=voxels * classes,
         peak_bytes=max(_slab_bytes(w, h, forward) for _, h, w in seen),
     )
 
@@ -77,7 +78,8 @@ def _slab_bytes(width: int, height: int, forward: Forward) -> int:
     reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
     reading = (SLAB + 2 * PLANES + reach) * forward.tile * columns * (2 + 4 + 4)
     adding = 2 * SLAB * forward.tile * columns * 4
-    return reading + adding + SLAB * (min(BAND, height) + forward.tile) * width * 2
+    gathering = SLAB * (min(BAND, height) + forward.tile) * width * 2
+    return reading + len(network.class_names) * (adding + gathering)
 
 
 class Member(Frozen):
@@ -99,13 +101,23 @@ class Member(Frozen):
 
 
 class Prediction(Frozen):
-    """One scan, the members of one model, one output label: all that a worker needs besides the weights. JSON-able."""
+    """One scan, the members of one model, an output label for each class: all that a worker needs besides the weights. JSON-able."""
 
     scan_url: str
     output: str
     key: str
     members: tuple[Member, ...]
     device: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of all members."""
+        return self.members[0].forward.network.class_names
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The labels that it writes: OUTPUT, or OUTPUT-CLASS for each of several classes."""
+        return tuple(of_class(self.output, name) for name in self.class_names)
 
     def slabs(self) -> list[dict[str, int]]:
         """Rows: every slab of every axis of every member; `task` counts along the axis."""
@@ -124,7 +136,7 @@ class Prediction(Frozen):
         return [row for row in self.slabs() if row["task"] not in intact[row["member"], row["axis"]]]
 
     def _scratch(self, member: int, axis: int) -> Scratch:
-        return Scratch(self.scan_url, self.members[member].scratch, axis, self.members[member].key)
+        return Scratch(self.scan_url, self.members[member].scratch, axis, self.members[member].key, self.class_names)
 
     def run_slab(self, row: dict[str, int], engine: Engine) -> None:
         """Compute one slab's logits by its member's engine, write its shards whole, then its done-mark."""
@@ -139,23 +151,34 @@ class Prediction(Frozen):
         rows = rows_of_logits(engine, read, scan.shape_zyx, row["axis"], (row["start"], row["stop"]))
         scratch.write(row["task"], (row["start"], row["stop"]), rows)
 
-    def writer(self) -> LabelWriter:
-        """The writer of the soft label."""
-        return writer_for(Scan.open(self.scan_url), self.output, self.key)
+    def writer(self, class_number: int = 0) -> LabelWriter:
+        """The writer of the soft label of a class."""
+        return writer_for(Scan.open(self.scan_url), self.outputs[class_number], self.key)
 
-    def run_fuse(self, task: int) -> None:
-        """Fuse members and axes inside one shard of the label, and write it."""
-        writer = self.writer()
-        box = writer.tasks[task]
-        writer.write(
-            task,
-            fuse([self._scratch(n, axis).read(box) for axis in m.axes] for n, m in enumerate(self.members)),
+    def shards_to_do(self) -> list[dict[str, int]]:
+        """Rows: shards of the labels that are missing, torn or not yet written, class by class."""
+        return [{"class": k, "task": task} for k in range(len(self.outputs)) for task in self.writer(k).todo()]
+
+    def run_fuse(self, row: dict[str, int]) -> None:
+        """Fuse members and axes inside one shard of a label, and write it."""
+        writer = self.writer(row["class"])
+        box = writer.tasks[row["task"]]
+        logits = (
+            [self._scratch(number, axis).read(box, row["class"]) for axis in member.axes]
+            for number, member in enumerate(self.members)
         )
+        writer.write(row["task"], fuse(logits))
 
-    def finish(self, model: Model) -> LabelInfo:
-        """Coarser levels and summary of the label; then the scratch goes."""
-        writer = self.writer()
-        made_by = self.made_by(model)
+    def finish(self, model: Model) -> tuple[LabelInfo, ...]:
+        """Coarser levels and summary of each class's label; then the scratch goes."""
+        infos = tuple(self._finish(model, number) for number in range(len(self.outputs)))
+        for member in self.members:
+            storage.remove_tree(storage.join(self.scan_url, member.scratch))
+        refresh(self.scan_url)
+        return infos
+
+    def _finish(self, model: Model, class_number: int) -> LabelInfo:
+        made_by = self.made_by(model, class_number)
         lineage: dict[str, Any] = {
             "scan_digest": Scan.open(self.scan_url).info.digest,
             "members": [member.uri for member in model.members],
@@ -164,7 +187,7 @@ class Prediction(Frozen):
 
         def summary(foreground: float, digest: str) -> LabelInfo:
             return LabelInfo(
-                name=self.output,
+                name=self.outputs[class_number],
                 kind="soft",
                 foreground=foreground,
                 digest=digest,
@@ -173,19 +196,17 @@ class Prediction(Frozen):
                 lineage=lineage,
             )
 
-        info = writer.finish(summary)
-        for member in self.members:
-            storage.remove_tree(storage.join(self.scan_url, member.scratch))
-        refresh(self.scan_url)
-        return info
+        return self.writer(class_number).finish(summary)
 
-    def made_by(self, model: Model) -> ModelRef:
-        """What the label says of the model that made it."""
+    def made_by(self, model: Model, class_number: int) -> ModelRef:
+        """What the label of a class says of the model that made it."""
+        name = self.class_names[class_number]
         return ModelRef(
             uri=model.uri,
             forward_digest=model.forward_digest(),
             bundle_digest=model.digest(),
-            threshold=model.threshold,
+            class_name=name,
+            threshold=read_by(model.threshold, name),
             precision=", ".join(sorted({member.precision for member in self.members})),
         )
 
@@ -198,7 +219,8 @@ def prepare(scan_url: str, model: Model, output: str, *, memory_bytes: int | Non
     an output that cannot be written, PlanError when a slab does not fit in memory.
     """
     scan = Scan.open(scan_url)
-    check_output(scan, output)
+    for name in model.class_names:
+        check_output(scan, of_class(output, name))
     forwards = [member.contract.forward for member in model.members]
     for forward in forwards:
         forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
@@ -233,18 +255,20 @@ def _check_fits(wanted: PredictionPlan, memory_bytes: int | None) -> None:
         )
 
 
-def already_done(prediction: Prediction, model: Model) -> LabelInfo | None:
-    """The finished label, if it has this very key; its threshold is brought up to date, which reruns no network."""
+def already_done(prediction: Prediction, model: Model) -> tuple[LabelInfo, ...] | None:
+    """The finished labels, if they have this very key; their thresholds are brought up to date, which reruns no network."""
     scan = Scan.open(prediction.scan_url)
-    info = scan.labels().get(prediction.output)
-    if info is None or info.key != prediction.key:
+    there = scan.labels()
+    infos = [there[name] for name in prediction.outputs if name in there and there[name].key == prediction.key]
+    if len(infos) < len(prediction.outputs):
         return None
-    made_by = prediction.made_by(model)
-    if info.model != made_by:
-        info = info.model_copy(update={"model": made_by})
-        label = volumes.open_group(storage.join(scan.url, "labels", prediction.output), "r+")
-        label.attrs["perfuse"] = info.model_dump(mode="json")
-    return info
+    for number, info in enumerate(infos):
+        made_by = prediction.made_by(model, number)
+        if info.model != made_by:
+            infos[number] = info.model_copy(update={"model": made_by})
+            label = volumes.open_group(storage.join(scan.url, "labels", info.name), "r+")
+            label.attrs["perfuse"] = infos[number].model_dump(mode="json")
+    return tuple(infos)
 
 
 @dataclass

@@ -52,7 +52,7 @@ class Engine:
         return cls(placed, forward, device, precision)
 
     def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-        """Fixed-point logits [n, targets, h, w] of float32 images [n, planes, h, w]."""
+        """Fixed-point logits [n, classes · targets, h, w] of float32 images [n, planes, h, w]."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -64,32 +64,29 @@ class Engine:
 def rows_of_logits(
     engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int]
 ) -> Iterator[tuple[int, Logits]]:
-    """Finished rows of a slab, in order: (first row, int16[planes, rows, columns]), as seen along `axis`.
+    """Finished rows of a slab, in order: (first row, int16[classes, planes, rows, columns]), as seen along `axis`.
 
     read: normalised voxels of a box inside the volume. planes: first and last + 1; the first a multiple of `PLANES`.
     """
     forward = engine.forward
     _, height, width = move_axis(shape_zyx, axis)
     starts = tile_starts(height, forward.tile, forward.stride)
-    count = planes[1] - planes[0]
+    shown = (len(forward.network.class_names), planes[1] - planes[0])
     columns = max(width, forward.tile + tile_starts(width, forward.tile, forward.stride)[-1])
-    total = np.zeros((count, forward.tile, columns), np.int32)
+    total = np.zeros((*shown, forward.tile, columns), np.int32)
     weight = np.zeros((forward.tile, columns), np.int32)
     for number, top in enumerate(starts):
         _add_row_of_tiles(engine, read, shape_zyx, axis, planes, top, total, weight)
         bottom = starts[number + 1] if number + 1 < len(starts) else height
         done = min(bottom, height) - top
-        yield top, divide(total[:, :done, :width], weight[:done, :width]).astype(np.int16)
-        total, weight = _roll(total, done, 1), _roll(weight, done, 0)
+        yield top, divide(total[..., :done, :width], weight[:done, :width]).astype(np.int16)
+        total, weight = _roll(total, done), _roll(weight, done)
 
 
-def _roll(band: npt.NDArray[np.int32], rows: int, axis: int) -> npt.NDArray[np.int32]:
-    rows = min(rows, band.shape[axis])
-    keep = [slice(None)] * band.ndim
-    keep[axis] = slice(rows, None)
-    fresh = list(band.shape)
-    fresh[axis] = rows
-    return np.concatenate([band[tuple(keep)], np.zeros(fresh, np.int32)], axis=axis)
+def _roll(band: npt.NDArray[np.int32], rows: int) -> npt.NDArray[np.int32]:
+    """Without its first rows [.., rows, columns], and as many empty ones at the end."""
+    fresh = np.zeros_like(band[..., :rows, :])
+    return np.concatenate([band[..., rows:, :], fresh], axis=-2)
 
 
 def _add_row_of_tiles(
@@ -114,11 +111,12 @@ def _add_row_of_tiles(
         weight[:, left : left + tile] += len(network.targets) * pixels
         for place in places[::PLANES]:
             answer = engine.logits(_panels(part, [place - first + n for n in network.shown]))
-            for offset, logits in zip(network.targets, np.moveaxis(answer, 1, 0), strict=True):
+            volumes = np.moveaxis(answer.reshape(PLANES, len(total), -1, tile, tile), 0, 2)
+            for number, offset in enumerate(network.targets):
                 at = place + offset - planes[0]
-                low, high = max(at, 0), min(at + PLANES, total.shape[0])
+                low, high = max(at, 0), min(at + PLANES, total.shape[1])
                 if low < high:
-                    total[low:high, :, left : left + tile] += logits[low - at : high - at] * pixels
+                    total[:, low:high, :, left : left + tile] += volumes[:, number, low - at : high - at] * pixels
 
 
 def _places(network: Network, planes: tuple[int, int]) -> range:

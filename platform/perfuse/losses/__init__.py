@@ -33,20 +33,23 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def combined(
-    terms: Sequence["Loss"], logits: Tensor, target: Tensor, known: Tensor
+    terms: Sequence["Loss"], logits: Tensor, target: Tensor, known: Tensor, classes: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the terms, and each term without its weight, by its kind; a second of a kind as `bce_2`.
 
+    Of several classes a term is the mean over them, of each over its own volumes: all are [b, classes · planes, h, w], class by
+    class. A class that nothing is known of adds 0 to that mean.
     Computed in at least float32, whatever the logits come in. Raises ShapeMismatchError unless all three have one shape.
     """
     if not logits.shape == target.shape == known.shape:
         shapes = ", ".join(str(tuple(part.shape)) for part in (logits, target, known))
         raise ShapeMismatchError(f"logits, target and known must have one shape; got {shapes}.")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    volumes = list(zip(*(part.chunk(classes, 1) for part in (logits, target, known)), strict=True))
     total, parts = logits.new_zeros(()), dict[str, Tensor]()
     with torch.autocast(logits.device.type, enabled=False):
         for number, term in enumerate(terms):
-            part = LOSSES[term.kind](logits, target, known, **term.settings)
+            part = torch.stack([LOSSES[term.kind](*volume, **term.settings) for volume in volumes]).mean()
             before = sum(other.kind == term.kind for other in terms[:number])
             parts[f"{term.kind}_{before + 1}" if before else term.kind] = part
             total = total + term.weight * part

@@ -1,6 +1,7 @@
 """Metrics as integers that add over disjoint blocks, and scores derived from the sums."""
 
 from perfuse.metrics.curve import Curve, CurveCounts, Plateau, curve_counts
+from perfuse.metrics.euler import euler_eighths
 from perfuse.metrics.otsu import otsu_threshold, otsu_upper_of_three
 from perfuse.metrics.overlap import ConfusionCounts, confusion_counts
 from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts
@@ -13,6 +14,7 @@ __all__ = [
     "SurfaceCounts",
     "confusion_counts",
     "curve_counts",
+    "euler_eighths",
     "otsu_threshold",
     "otsu_upper_of_three",
     "read_cubes",

@@ -32,7 +32,7 @@ def build(network: Network, *, pretrained: bool = False) -> "Panels":
     """
     from perfuse.models.panels import Panels
 
-    channels, classes = (1, 1) if network.mosaic else (network.planes, len(network.targets))
+    channels, classes = (1, len(network.class_names)) if network.mosaic else (network.planes, network.logits)
     if network.module is not None:
         return Panels(_own(network.module, network.source_digest, channels, classes), network)
     return Panels(_published(network, channels, classes, pretrained=pretrained), network)

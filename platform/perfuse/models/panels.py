@@ -13,7 +13,7 @@ from perfuse.errors import RecipeError
 
 
 class Panels(nn.Module):
-    """A network that takes float32[b, planes, h, w] and answers logits [b, 1 or planes, h, w].
+    """A network that takes float32[b, planes, h, w] and answers logits [b, n, h, w]: class by class, of each its targets.
 
     Its state is that of the network inside, key for key, so that published weights fit. Raises RecipeError when a network
     of one's own answers in another shape.
@@ -44,7 +44,7 @@ class Panels(nn.Module):
             logits = interpolate(logits.float(), picture, mode="bilinear", align_corners=False)
         if settings.mosaic:
             logits = as_planes(logits, settings.planes)
-        expected = (count, len(settings.targets), *size)
+        expected = (count, settings.logits, *size)
         if logits.shape != expected:
             raise RecipeError(
                 f"{settings.module} must answer in the shape {expected}; it answers {tuple(logits.shape)}."
@@ -78,8 +78,8 @@ def as_picture(panels: Tensor) -> Tensor:
 
 
 def as_planes(picture: Tensor, planes: int) -> Tensor:
-    """[b, 1, n·h, n·w] → [b, n², h, w]: what `as_picture` laid side by side."""
-    count, _, height, width = picture.shape
+    """[b, c, n·h, n·w] → [b, c · n², h, w]: what `as_picture` laid side by side, of each channel."""
+    count, channels, height, width = picture.shape
     side = math.isqrt(planes)
-    grid = picture.reshape(count, side, height // side, side, width // side).transpose(2, 3)
-    return grid.reshape(count, planes, height // side, width // side)
+    grid = picture.reshape(count * channels, side, height // side, side, width // side).transpose(2, 3)
+    return grid.reshape(count, channels * planes, height // side, width // side)

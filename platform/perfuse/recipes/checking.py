@@ -15,8 +15,8 @@ def weights(recipe: Recipe) -> int:
     from perfuse.models import build, check_size
 
     with torch.device("meta"):
-        check_size(recipe.network, (recipe.crop, recipe.tile))
-        return sum(p.numel() for p in build(recipe.network).parameters())
+        check_size(recipe.segmenter, (recipe.crop, recipe.tile))
+        return sum(p.numel() for p in build(recipe.segmenter).parameters())
 
 
 def check_planes(recipe: Recipe, scan: str, shape_zyx: Index3) -> None:

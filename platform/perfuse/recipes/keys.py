@@ -16,6 +16,8 @@ def keys(model: type[BaseModel] = Recipe, above: str = "") -> list[str]:
     """All keys that can be set, dotted; those of a list's items as of its first, losses.0.kind."""
     found: list[str] = []
     for name, info in model.model_fields.items():
+        if info.exclude_if is not None:  # follows from others
+            continue
         found.append(above + name)
         for inner in _models_in(info.annotation):
             found += keys(inner, f"{above}{name}.{'0.' if get_origin(info.annotation) is tuple else ''}")
@@ -24,6 +26,11 @@ def keys(model: type[BaseModel] = Recipe, above: str = "") -> list[str]:
 
 def _models_in(kind: Any) -> list[type[BaseModel]]:
     return [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+
+
+def is_section(key: str) -> bool:
+    """True for a key that is nothing but others below it."""
+    return any(k.startswith(f"{ITEM.sub('.0', key)}.") for k in keys())
 
 
 def unknown_key(key: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from perfuse.errors import RecipeError
 from perfuse.recipes.built_in import RECIPES
-from perfuse.recipes.keys import unknown_key
+from perfuse.recipes.keys import is_section, unknown_key
 from perfuse.recipes.schema import Recipe
 from perfuse.recipes.smoke import smoke as shrunk
 
@@ -150,9 +150,9 @@ def _set(values: Any, key: str, text: str) -> None:
     except (KeyError, AttributeError, ValueError):
         raise RecipeError(unknown_key(key)) from None
     given = _value(text)
-    if isinstance(before, dict) and not isinstance(given, dict):
+    if isinstance(before, dict) and not isinstance(given, dict) and is_section(key):
         raise RecipeError(unknown_key(key))
-    if isinstance(given, str) and (isinstance(before, list) or "," in given):
+    if isinstance(given, str) and (isinstance(before, (list, dict)) or "," in given):
         given = [item.strip() for item in given.split(",") if item.strip()]
     values[place] = given
 

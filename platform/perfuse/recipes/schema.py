@@ -1,8 +1,9 @@
 """What a recipe is made of: typed, complete, and refused where it cannot work."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from perfuse.contract import Axis, Frozen, Network, Normalisation
 
@@ -10,6 +11,8 @@ Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
 """Probability with which a crop is varied so."""
 Positive = Field(gt=0)
+WINDOW = 0.1
+"""Share of all steps over whose mean it is judged whether the loss has converged."""
 MOST_SCALE = 4.0
 """Larger pixels are those of a coarser scan, not of an emulation."""
 
@@ -160,12 +163,19 @@ class Sampling(Frozen):
         return self
 
 
+Labels = Annotated[tuple[str, ...], Field(min_length=1)]
+Classes = Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Labels], Field(min_length=2)]
+
+
 class Recipe(Frozen):
     """All that decides a training, besides the voxels."""
 
     name: str
-    labels: tuple[str, ...] = Field(("human",), min_length=1)
-    """Labels in order of preference: each scan takes the first that it holds."""
+    labels: Annotated[Labels, Tag("list")] | Annotated[Classes, Tag("classes")] = Field(
+        ("human",), discriminator=Discriminator(lambda labels: "classes" if isinstance(labels, Mapping) else "list")
+    )
+    """Labels in order of preference: each scan takes the first that it holds. Of several classes such a list for each, by its
+    name: {vessel: [round1, human], glomerulus: [human-glomerulus]}. A scan may hold some of them only."""
     train: tuple[str, ...] = ()
     """Specimens to train on; empty: all labelled ones of other donors than validation and holdout."""
     validation: tuple[str, ...] = ()
@@ -201,6 +211,9 @@ class Recipe(Frozen):
     schedule: tuple[Phase, ...] = Field(
         (Phase(kind="linear", share=0.05, start=0.05), Phase(kind="cosine", share=0.95, end=0.01)), min_length=1
     )
+    converged: float | None = Field(None, gt=0, lt=1)
+    """A constant phase of the schedule ends when the mean loss of a tenth of `steps` surely does not lie by this share below the
+    lowest tenth of the phase; the phases after it follow at once. None: phases take all their steps."""
     ema_decay: float = Field(0.98, ge=0, lt=1)
     clip_norm: float | None = Field(1.0, gt=0)
     clip_value: float | None = Field(None, gt=0)
@@ -221,16 +234,34 @@ class Recipe(Frozen):
     overlap: float = Field(0.25, ge=0, le=0.75)
 
     @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """The labels of each class, by its name, in alphabetical order; an only class has no name."""
+        return dict(sorted(self.labels.items())) if isinstance(self.labels, dict) else {"": self.labels}
+
+    @property
+    def segmenter(self) -> Network:
+        """The network that is trained: `network`, for the recipe's classes."""
+        return self.network.model_copy(update={"classes": tuple(filter(None, self.classes))})
+
+    @property
     def batches(self) -> int:
         """Of the whole training: `accumulate` for each step."""
         return self.steps * self.accumulate
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
+        if self.network.classes:
+            raise ValueError("network.classes follows from labels: {CLASS: [LABEL, …], …}; leave it out")
         if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
             raise ValueError("of fold, within and validation only one can say what validates")
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
+        longest = max((phase.share for phase in self.schedule if phase.kind == "constant"), default=0.0)
+        if self.converged is not None and longest < 2 * WINDOW * sum(phase.share for phase in self.schedule):
+            raise ValueError(
+                "converged compares tenths of the steps in a constant phase, and the schedule has none of two tenths: e.g. "
+                "schedule=[{kind: linear, share: 1, start: 0.05}, {kind: constant, share: 15}, {kind: cosine, share: 4, end: 0.01}]"
+            )
         if any(loss.volumetric for loss in self.losses) and (self.network.outputs != "all" or self.network.planes == 1):
             raise ValueError("a volumetric loss needs several planes: network.outputs=all, and network.planes above 1")
         return self

@@ -6,7 +6,7 @@ from perfuse.recipes.schema import Recipe
 
 SEEN = 128
 """Edge of what the network sees, in pixels."""
-BATCH, STEPS = 8, 120
+BATCH, STEPS = 8, 240
 RATE = 2e-3
 """For random weights; rates of pretrained ones would learn nothing in so few steps."""
 DECODER = (64, 48, 32, 16)

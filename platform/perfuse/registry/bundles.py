@@ -9,6 +9,7 @@ from typing import Any
 from perfuse import __version__, tracking
 from perfuse.bundle import Bundle, Ensemble, Model
 from perfuse.console import say
+from perfuse.contract import read_by
 from perfuse.errors import RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -127,11 +128,21 @@ def donors_of(uri: str) -> dict[str, str]:
 
 
 def load_model(uris: Sequence[str]) -> Model:
-    """The bundle of one URI; of several their ensemble, read with the mean of their thresholds until one is chosen for it."""
+    """The bundle of one URI; of several their ensemble, read with the mean of their thresholds until one is chosen for it.
+
+    Raises RegistryError when they tell different classes apart.
+    """
     bundles = tuple(load_bundle(uri) for uri in uris)
     if len(bundles) == 1:
         return bundles[0]
-    return Ensemble(bundles, round(sum(b.threshold for b in bundles) / len(bundles)))
+    if len({bundle.class_names for bundle in bundles}) > 1:
+        said = "; ".join(f"{bundle.uri}: {', '.join(bundle.class_names) or 'one class'}" for bundle in bundles)
+        raise RegistryError(f"Models of different classes cannot answer as one ({said}). Choose models of the same.")
+    means = {
+        name: round(sum(read_by(bundle.threshold, name) for bundle in bundles) / len(bundles))
+        for name in bundles[0].class_names
+    }
+    return Ensemble(bundles, means.get("", means))
 
 
 def champion(name: str) -> str | None:

@@ -14,6 +14,8 @@ class Score(Frozen):
     data_digest: str
     scan_url: str
     truth: str
+    class_name: str = Field("", exclude_if=lambda name: not name)
+    """Which of the model's classes, where it has several."""
     kind: Literal["validation", "test", "sibling"]
     """validation: the threshold was chosen on it. test: nothing was. sibling: reached by a training of the same recipe
     that this donor was kept out of, where the version itself has learnt from all donors."""

@@ -1,5 +1,6 @@
 """Moving the champion, with a reason and an entry in the ledger."""
 
+from perfuse.contract import of_class
 from perfuse.errors import RegistryError
 from perfuse.registry import bundles, ledger
 from perfuse.registry.policy import Decision, Policy, decide
@@ -36,13 +37,13 @@ def promote(name: str, version: str, policy: Policy | None = None) -> Decision:
 
 
 def _commands(name: str, version: str, decision: Decision) -> str:
-    places = [(s.scan_url, s.truth) for s in decision.missing]
+    places = [(s.scan_url, s.truth, s.class_name) for s in decision.missing]
     if not places and "no scores" in decision.reason:
-        places = [("SCAN_URL", "human")]
+        places = [("SCAN_URL", "human", "")]
     lines = [
         f"\n  perfuse predict {url} --model models:/{name}/{version} --output {name}-v{version}"
-        f"\n  perfuse evaluate {url} --prediction {name}-v{version} --truth {truth}"
-        for url, truth in places
+        f"\n  perfuse evaluate {url} --prediction {of_class(f'{name}-v{version}', class_name)} --truth {truth}"
+        for url, truth, class_name in places
     ]
     return " These commands make the scores:" + "".join(lines) if lines else ""
 

@@ -9,7 +9,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class BundleModel(PythonModel):  # type: ignore[misc]
-    """uint8 or uint16 [y, x] or [z, y, x] → uint8 of the same shape, p = value / 255."""
+    """uint8 or uint16 [y, x] or [z, y, x] → uint8, p = value / 255, of the same shape; of several classes one behind the other."""
 
     def load_context(self, context: Any) -> None:
         """Build the network and load its weights."""
@@ -25,7 +25,8 @@ class BundleModel(PythonModel):  # type: ignore[misc]
         """Probability of each voxel, the axes of the contract fused."""
         from perfuse.inference import probability_of_array
 
-        return probability_of_array(self.network, self.bundle.contract.forward, np.asarray(model_input))
+        answer = probability_of_array(self.network, self.bundle.contract.forward, np.asarray(model_input))
+        return answer if len(answer) > 1 else answer[0]
 
 
 set_model(BundleModel())

@@ -19,7 +19,7 @@ def record_scores(uri: str, score: Score) -> None:
     bundles.set_tag(name, version, PREFIX + score.data_digest[:16], score.model_dump_json())
 
 
-def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test"]) -> None:
+def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test", "sibling"]) -> None:
     """Keep an evaluation with the version that made the prediction.
 
     Passed over are predictions of no registered model, truth that is sparse or itself a model's, and truth without vessels.
@@ -35,6 +35,7 @@ def record_evaluation(scores: Evaluation, *, kind: Literal["validation", "test"]
             data_digest=scores.data_digest,
             scan_url=scores.scan_url,
             truth=scores.truth,
+            class_name=scores.class_name,
             kind="validation" if known is not None and known.kind == "validation" else kind,
             threshold=scores.threshold,
             dice=scores.dice,

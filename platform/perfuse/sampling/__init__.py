@@ -35,7 +35,7 @@ def cut(job: TrainingJob, row: Row) -> Iterator[Crops]:
     """Read the bricks of a row and cut its crops: one dict a step. Bricks are held for the next row of this process.
 
     step: int64; position: int64[b], in the global batch; image: float32[b, planes, h, w], normalised; target:
-    float32[b, segmented planes, h, w], 0 … 1; known: float32 as target, 0 or 1.
+    float32[b, classes · segmented planes, h, w], class by class, 0 … 1; known: float32 as target, 0 or 1.
     """
     cutter = _cutter(job)
     wanted = positions(job.recipe, row["rank"], row["world"])

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from threading import RLock
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from perfuse.geometry import Box, Index3, blocks, index3
 from perfuse.sampling import kernels
 from perfuse.sampling.places import Place
-from perfuse.sampling.sources import Opened
+from perfuse.sampling.sources import Labelled, Opened
 from perfuse.shards import ShardFormat
 
 Voxels = npt.NDArray[Any]
@@ -30,7 +30,7 @@ CHUNKS_KEPT = 256
 
 @dataclass(frozen=True)
 class PlacedBrick:
-    """A brick, wherever its voxels are held, that finds its vessels."""
+    """A brick, wherever its voxels are held, that finds the vessels of its place's class."""
 
     place: Place
 
@@ -56,32 +56,48 @@ class PlacedBrick:
 
 
 @dataclass(frozen=True)
+class BrickLabel:
+    """The label of a class in a brick, [planes, rows, columns]."""
+
+    values: npt.NDArray[np.uint8]
+    known: npt.NDArray[np.uint8]
+    """As values, 0 or 1; or `EVERYWHERE`."""
+
+
+@dataclass(frozen=True)
 class Brick(PlacedBrick):
     """Voxels [planes, rows, columns], seen along the brick's axis."""
 
     image: Voxels
-    label: npt.NDArray[np.uint8]
-    known: npt.NDArray[np.uint8]
-    """As label, 0 or 1; or `EVERYWHERE`."""
+    labels: tuple[BrickLabel | None, ...]
+    """By class; None where the scan has none."""
+
+    @property
+    def _foreground(self) -> BrickLabel:
+        label = self.labels[self.place.class_number]
+        assert label is not None
+        return label
 
     @cached_property
     def vessel_sums(self) -> npt.NDArray[np.int64]:
         """See PlacedBrick."""
-        counts = np.empty(self.label.shape[:2], np.int64)
-        kernels.vessels_per_row(self.label, self.known, counts)
+        label = self._foreground
+        counts = np.empty(label.values.shape[:2], np.int64)
+        kernels.vessels_per_row(label.values, label.known, counts)
         return np.concatenate([[0], np.cumsum(counts)])
 
     def vessel_columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
         """See PlacedBrick."""
-        marked = self.label[plane, row] >= 128
-        if self.known.size:
-            marked &= self.known[plane, row] > 0
+        label = self._foreground
+        marked = label.values[plane, row] >= 128
+        if label.known.size:
+            marked &= label.known[plane, row] > 0
         return np.flatnonzero(marked)
 
     @property
     def nbytes(self) -> int:
         """Memory of its voxels."""
-        return self.image.nbytes + self.label.nbytes + self.known.nbytes
+        return self.image.nbytes + sum(n.values.nbytes + n.known.nbytes for n in self.labels if n is not None)
 
 
 class Memory:
@@ -100,50 +116,74 @@ class Memory:
         return (np.empty(size, np.uint8) if fits is None else fits).view(dtype).reshape(shape)
 
     def lend(self, brick: Brick) -> Brick:
-        """Take the memory of image and label back when a brick is gone; nobody holds views of it longer."""
-        weakref.finalize(brick, self._give, [part.reshape(-1).view(np.uint8) for part in (brick.image, brick.label)])
+        """Take the memory of image and labels back when a brick is gone; nobody holds views of it longer."""
+        parts = [brick.image, *(label.values for label in brick.labels if label is not None)]
+        weakref.finalize(brick, self._give, [part.reshape(-1).view(np.uint8) for part in parts])
         return brick
 
     def _give(self, parts: list[npt.NDArray[np.uint8]]) -> None:
         with self._lock:
-            self._free = [*self._free, *parts][-2 * BRICKS_KEPT :]
+            self._free = [*self._free, *parts][-len(parts) * BRICKS_KEPT :]
 
 
 def read_brick(source: Opened, place: Place, memory: Memory) -> Brick:
     """Read and decode a brick; ScanError where a chunk is damaged."""
-    read = _straight if place.turn is None else _turned
-    image, label = (memory.take(place.shape, form.dtype) for form in (source.image, source.label))
-    return memory.lend(read(source, place, image, label))
+    image = memory.take(place.shape, source.image.dtype)
+    if place.turn is None:
+        _read(source, source.image, place, image)
+    else:
+        _turned_image(source, place, image)
+    read_label = _straight_label if place.turn is None else _turned_label
+    labels = tuple(
+        None if label is None else read_label(source, label, place, memory.take(place.shape, label.form.dtype))
+        for label in source.labels
+    )
+    return memory.lend(Brick(place, image, labels))
 
 
-def _straight(source: Opened, place: Place, image: Voxels, label: Voxels) -> Brick:
-    for form, voxels in ((source.image, image), (source.label, label)):
-        voxels[...] = 0
-        with source.scan.decoding(form.url, place.box):
-            form.read_box(place.box, np.moveaxis(voxels, 0, place.axis))
-    if source.is_known(place.box):
-        return Brick(place, image, label, EVERYWHERE)
-    values = np.moveaxis(label, 0, place.axis)
-    known = np.moveaxis(source.scan.read_known(source.source.label, place.box, values), place.axis, 0)
-    return Brick(place, image, label, np.ascontiguousarray(known, np.uint8))
+def _straight_label(source: Opened, label: Labelled, place: Place, values: Voxels) -> BrickLabel:
+    seen = _read(source, label.form, place, values)
+    if label.is_known(place.box):
+        return BrickLabel(values, EVERYWHERE)
+    return BrickLabel(values, np.ascontiguousarray(np.moveaxis(label.read_known(place.box, seen), place.axis, 0)))
 
 
-def _turned(source: Opened, place: Place, image: Voxels, label: Voxels) -> Brick:
-    known = np.empty(place.shape, np.uint8)
-    read_image, read_label = (_by_chunks(source, form) for form in (source.image, source.label))
+def _read(source: Opened, form: ShardFormat, place: Place, voxels: Voxels) -> Voxels:
+    """Read the box of a place, and return it as z, y, x."""
+    voxels[...] = 0
+    seen = np.moveaxis(voxels, 0, place.axis)
+    with source.scan.decoding(form.url, place.box):
+        form.read_box(place.box, seen)
+    return seen
+
+
+def _turned_image(source: Opened, place: Place, image: Voxels) -> None:
     half = 0.5 if image.dtype.kind == "u" else 0.0
+    read = _by_chunks(source, source.image)
+    for block, box, inside, steps in _turned_blocks(source, place):
+        kernels.turned_image(read(box), inside, steps, half, image[block.slices])
+
+
+def _turned_label(source: Opened, label: Labelled, place: Place, values: Voxels) -> BrickLabel:
+    known = np.empty(place.shape, np.uint8)
+    read = _by_chunks(source, label.form)
+    for block, box, inside, steps in _turned_blocks(source, place):
+        seen = read(box)
+        stated = EVERYWHERE if label.is_known(box) else label.read_known(box, seen)
+        kernels.turned_label(seen, stated, inside, steps, values[block.slices], known[block.slices])
+    return BrickLabel(values, known)
+
+
+def _turned_blocks(
+    source: Opened, place: Place
+) -> Iterator[tuple[Box, Box, npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Blocks of a turned brick: each with the box of the scan that it shows, where it begins in that, and its steps."""
     steps = place.steps(source.scan.info.voxel_size_um)
     origin = place.origin(source.scan.info.voxel_size_um)
     for block in blocks(place.shape, (TURNED_BLOCK,) * 3):
         begin = origin + np.array(block.start) @ steps
         box = _around(begin, steps, block.shape, source.extent)
-        inside = begin - box.start
-        kernels.turned_image(read_image(box), inside, steps, half, image[block.slices])
-        values = read_label(box)
-        all_known = source.is_known(box)
-        stated = EVERYWHERE if all_known else source.scan.read_known(source.source.label, box, values).view(np.uint8)
-        kernels.turned_label(values, stated, inside, steps, label[block.slices], known[block.slices])
-    return Brick(place, image, label, known)
+        yield block, box, begin - box.start, steps
 
 
 def _around(begin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], shape: Index3, extent: Box) -> Box:

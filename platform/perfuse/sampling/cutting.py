@@ -11,7 +11,7 @@ from perfuse.contract import Normalisation
 from perfuse.recipes import Recipe
 from perfuse.resampling import AxisWeights, resample_plane
 from perfuse.sampling import kernels
-from perfuse.sampling.bricks import Brick
+from perfuse.sampling.bricks import Brick, BrickLabel
 from perfuse.sampling.places import Window
 
 Planes = npt.NDArray[np.float32]
@@ -28,6 +28,7 @@ class CropShape:
     """Planes of the panel, from its middle plane, in voxels at scale 1."""
     segmented: slice
     """Which of them have a target."""
+    classes: int
 
     @classmethod
     def of(cls, recipe: Recipe) -> "CropShape":
@@ -36,11 +37,11 @@ class CropShape:
         middle = (network.planes - 1) // 2
         offsets = tuple((k - middle) * network.plane_stride for k in range(network.planes))
         segmented = slice(middle, middle + 1) if network.outputs == "middle" else slice(0, network.planes)
-        return cls(recipe.crop, offsets, segmented)
+        return cls(recipe.crop, offsets, segmented, len(recipe.classes))
 
     def empty(self, crops: int) -> tuple[Planes, Planes, Planes]:
-        """Arrays for image [crops, planes, n, n], target and known [crops, segmented planes, n, n], float32."""
-        planes, targets = len(self.offsets), len(self.offsets[self.segmented])
+        """Arrays for image [crops, planes, n, n], target and known [crops, classes · segmented planes, n, n], float32."""
+        planes, targets = len(self.offsets), self.classes * len(self.offsets[self.segmented])
         return tuple(np.empty((crops, n, self.crop, self.crop), np.float32) for n in (planes, targets, targets))  # type: ignore[return-value]
 
 
@@ -58,6 +59,7 @@ def cut(
 ) -> None:
     """Write one crop: image, target (0 … 1) and where it is known (0 or 1), float32[planes, n, n] each.
 
+    Target and known come class by class; of a class that the scan has no label of, nothing is known.
     Planes beyond the scan repeat its last one, rows and columns beyond it are mirrored, and all of these are unknown. At
     another scale the image is interpolated linearly, by a triangle as wide as the larger of pixel and voxel; a
     label is that of the nearest voxel, so that masks stay masks and soft labels hold no value that was not given.
@@ -72,7 +74,13 @@ def cut(
         kernels.window_image(
             resampled, np.arange(len(centres)), rows.pixels, columns.pixels, columns.inside, scale, image
         )
-    _label(brick, np.where(nearest == planes, planes, -1)[shape.segmented], rows, columns, target, known)
+    shown = np.where(nearest == planes, planes, -1)[shape.segmented]
+    volumes = zip(*(np.split(part, shape.classes) for part in (target, known)), strict=True)
+    for label, (of_class, seen) in zip(brick.labels, volumes, strict=True):
+        if label is None:
+            of_class[...] = seen[...] = 0
+        else:
+            _label(label, shown, rows, columns, of_class, seen)
 
 
 @dataclass(frozen=True)
@@ -133,13 +141,13 @@ def _resampled(
     return out
 
 
-def _label(brick: Brick, planes: Indices, rows: Line, columns: Line, target: Planes, known: Planes) -> None:
+def _label(stored: BrickLabel, planes: Indices, rows: Line, columns: Line, target: Planes, known: Planes) -> None:
     inside = (rows.inside, columns.inside)
     if np.array_equal(columns.voxels[: columns.inside], columns.voxels[0] + np.arange(columns.inside)):
-        kernels.window_label(brick.label, brick.known, planes, rows.voxels, columns.voxels, inside, target, known)
+        kernels.window_label(stored.values, stored.known, planes, rows.voxels, columns.voxels, inside, target, known)
         return
     where = np.ix_(np.maximum(planes, 0), rows.voxels[: rows.inside], columns.voxels[: columns.inside])
-    label = brick.label[where]
-    stated = brick.known[where] if brick.known.size else brick.known
+    label = stored.values[where]
+    stated = stored.known[where] if stored.known.size else stored.known
     kept = np.where(planes < 0, -1, np.arange(len(planes)))
     kernels.window_label(label, stated, kept, rows.pixels, columns.pixels, inside, target, known)

@@ -69,7 +69,7 @@ class Cutter:
     def __init__(self, job: TrainingJob) -> None:
         self.job = job
         self.order = order_of(job)
-        self._sources = [opened(source, job.recipe.normalisation) for source in job.train]
+        self._sources = [opened(sources, job.recipe.normalisation) for sources in job.scans()]
         self._shape = cutting.CropShape.of(job.recipe)
         self._readers = ThreadPoolExecutor(threads(), "perfuse-reader")
         self._bricks: OrderedDict[Place, Future[Brick]] = OrderedDict()
@@ -102,8 +102,8 @@ class Cutter:
             held -= self.bytes_of(place)
 
     def bytes_of(self, place: Place) -> int:
-        """Memory of a brick: image, label, and what is known."""
-        return place.box.size * (self._sources[place.source].image.dtype.itemsize + 2)
+        """Memory of a brick."""
+        return place.box.size * self._sources[place.source].voxel_bytes()
 
     def look_ahead(self, step: int, wanted: range) -> None:
         """Begin to read what the steps of the next group need, as far as there is room beside what this one needs.

@@ -34,7 +34,7 @@ class GridOrder:
         recipe = job.recipe
         self.seed, self.batch = recipe.seed, recipe.batch
         self.sizes = Sizes.of(recipe)
-        sources = [opened(source, recipe.normalisation) for source in job.train]
+        sources = [opened(sources, recipe.normalisation) for sources in job.scans()]
         self.extents = [source.extent for source in sources]
         stride = max(round(recipe.crop * (1 - recipe.sampling.overlap)), 1)
         axes = ["zyx".index(axis) for axis in recipe.axes]

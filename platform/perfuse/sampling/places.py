@@ -85,6 +85,8 @@ class Place:
     """Share of its crops that are laid over a vessel."""
     turn: tuple[float, float, float, float] | None = None
     """Unit quaternion by which it is turned about its middle."""
+    class_number: int = 0
+    """Of the class whose vessels these are."""
 
     @property
     def shape(self) -> Index3:

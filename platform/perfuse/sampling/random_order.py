@@ -25,7 +25,7 @@ class RandomOrder:
     def __init__(self, job: TrainingJob) -> None:
         self.recipe = job.recipe
         self.sizes = Sizes.of(job.recipe)
-        self.sources = [opened(source, job.recipe.normalisation) for source in job.train]
+        self.sources = [opened(sources, job.recipe.normalisation) for sources in job.scans()]
         shares = [s.annotated if job.recipe.sampling.by_coverage else 1.0 for s in self.sources]
         self._shares = np.divide(shares, sum(shares))
         weights = job.recipe.sampling.axis_weights or (1.0,) * len(job.recipe.axes)
@@ -52,11 +52,12 @@ class RandomOrder:
         over_vessels = (1 + share) / 2 if share else 0.0
         at = source.at_vessel(rng) if rng.random() < over_vessels else None
         foreground = 0.0 if at is None else share / over_vessels
-        point = source.somewhere(rng) if at is None else at
+        class_number, point = (0, source.somewhere(rng)) if at is None else at
         if rng.random() < sampling.oblique:
             w, x, y, z = (float(v) for v in _unit(rng.normal(size=4)))
-            return Place(number, axis, _about(point, axis, self.sizes), foreground, (w, x, y, z))
-        return Place(number, axis, around(point, axis, self.sizes.brick, source.extent), foreground)
+            return Place(number, axis, _about(point, axis, self.sizes), foreground, (w, x, y, z), class_number)
+        box = around(point, axis, self.sizes.brick, source.extent)
+        return Place(number, axis, box, foreground, class_number=class_number)
 
     def window(self, step: int, position: int, brick: "PlacedBrick") -> Window:
         """Where in its brick the crop at a position of a step lies."""

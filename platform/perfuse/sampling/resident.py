@@ -1,106 +1,29 @@
-"""Scans that stay in the memory of a GPU, and crops that are cut there: the same crops as `feeding` cuts, as tensors.
-
-Bricks are views of the scans; only turned ones are made. Any device of PyTorch will do.
-"""
+"""Crops that are cut on a GPU, of scans that stay in its memory: the same crops as `feeding` cuts, as tensors."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from perfuse.geometry import Box, runs
 from perfuse.sampling import cutting
-from perfuse.sampling.bricks import PlacedBrick
 from perfuse.sampling.cutting import CropShape, Line
-from perfuse.sampling.feeding import order_of, positions, threads
+from perfuse.sampling.feeding import order_of, positions
 from perfuse.sampling.places import Place, Window, bricks_at_once
-from perfuse.sampling.sources import Opened, opened
-from perfuse.shards import ShardFormat
+from perfuse.sampling.resident_scans import ResidentBrick, ResidentLabel, ResidentScan, as_float
+from perfuse.sampling.sources import opened
 from perfuse.training.job import TrainingJob
 
 Tensor = torch.Tensor
-SLAB = 64
-"""Planes that are read at a time."""
-TURNED_PLANES = 8
-"""Planes of a turned brick that are made at a time."""
 
 
 def resident_bytes(job: TrainingJob) -> int:
-    """Memory of all scans of a job: image, label, and what is known of it where that differs from voxel to voxel."""
-    sources = [opened(source, job.recipe.normalisation) for source in job.train]
-    return sum(s.extent.size * (s.image.dtype.itemsize + 2 - s.is_known(s.extent)) for s in sources)
-
-
-@dataclass(frozen=True)
-class ResidentBrick(PlacedBrick):
-    """A brick [planes, rows, columns] whose voxels are tensors, as those of a `ResidentScan`."""
-
-    image: Tensor
-    label: Tensor
-    known: Tensor
-
-    @cached_property
-    def vessel_sums(self) -> npt.NDArray[np.int64]:
-        """See PlacedBrick."""
-        counts = self._marked(self.label, self.known).sum(-1).flatten().cumsum(0)
-        return np.concatenate([[0], counts.cpu().numpy()])
-
-    def vessel_columns(self, plane: int, row: int) -> npt.NDArray[np.int64]:
-        """See PlacedBrick."""
-        known = self.known[plane, row] if self.known.numel() else self.known
-        return np.flatnonzero(self._marked(self.label[plane, row], known).cpu().numpy())
-
-    @staticmethod
-    def _marked(label: Tensor, known: Tensor) -> Tensor:
-        return (label >= 128) & (known > 0) if known.numel() else label >= 128
-
-
-@dataclass(frozen=True)
-class ResidentScan:
-    """The extent of a scan on a device; uint16 is held as the int16 of the same bits."""
-
-    source: Opened
-    image: Tensor
-    label: Tensor
-    known: Tensor
-    """As label, 0 or 1; of no voxel where all is known."""
-
-    @classmethod
-    def load(cls, source: Opened, device: str) -> "ResidentScan":
-        """Read and decode a scan, by threads."""
-        image, label = (
-            torch.empty(source.extent.shape, dtype=_dtype(f.dtype), device=device) for f in (source.image, source.label)
-        )
-        everywhere = source.is_known(source.extent)
-        known = torch.empty((0, 0, 0) if everywhere else source.extent.shape, dtype=torch.uint8, device=device)
-
-        def fill(planes: tuple[int, int]) -> None:
-            box = Box((planes[0], 0, 0), (planes[1], *source.extent.shape[1:])).shifted(source.extent.start)
-            inside = slice(*planes)
-            image[inside] = _tensor(_read(source, source.image, box)).to(device)
-            values = _read(source, source.label, box)
-            label[inside] = _tensor(values).to(device)
-            if not everywhere:
-                stated = source.scan.read_known(source.source.label, box, values)
-                known[inside] = torch.from_numpy(stated.view(np.uint8)).to(device)
-
-        with ThreadPoolExecutor(threads()) as pool:
-            list(pool.map(fill, runs(source.extent.shape[0], SLAB)))
-        return cls(source, image, label, known)
-
-    def brick(self, place: Place) -> ResidentBrick:
-        """A brick: a view, or made if it is turned."""
-        if place.turn is not None:
-            return _turned(self, place)
-        inside = place.box.relative_to(self.source.extent.start).slices
-        image, label = (part[inside].movedim(place.axis, 0) for part in (self.image, self.label))
-        known = self.known[inside].movedim(place.axis, 0) if self.known.numel() else self.known
-        return ResidentBrick(place, image, label, known)
+    """Memory of all scans of a job: image, labels, and what is known of them where that differs from voxel to voxel."""
+    sources = [opened(sources, job.recipe.normalisation) for sources in job.scans()]
+    everywhere = [sum(label.is_known(s.extent) for label in s.labels if label is not None) for s in sources]
+    return sum(s.extent.size * (s.voxel_bytes() - known) for s, known in zip(sources, everywhere, strict=True))
 
 
 class ResidentCutter:
@@ -110,7 +33,7 @@ class ResidentCutter:
         self.job, self.device = job, device
         self.order = order_of(job)
         self._shape = CropShape.of(job.recipe)
-        self._scans = [ResidentScan.load(opened(s, job.recipe.normalisation), device) for s in job.train]
+        self._scans = [ResidentScan.load(opened(s, job.recipe.normalisation), device) for s in job.scans()]
         self._bricks = lru_cache(maxsize=2 * bricks_at_once((1, 1, 1)))(self._brick)
 
     def _brick(self, place: Place) -> ResidentBrick:
@@ -145,7 +68,7 @@ def _cut(
     planes = np.clip(nearest, 0, brick.image.shape[0] - 1)
     if window.scale == 1:
         part = brick.image[:, rows.span, columns.span]
-        image = _values(torch.stack([part[int(p)] for p in planes]))
+        image = as_float(torch.stack([part[int(p)] for p in planes]))
     else:
         image = _resampled(brick.image, centres, rows, columns, window.scale)
     low, factor, clip, knee = scale
@@ -154,14 +77,32 @@ def _cut(
         image = torch.arcsinh(image / knee) / float(np.arcsinh(np.float32(1 / knee)))
     image = _mirrored(image.clamp(-clip, 1 + clip), rows, columns)
     chosen, there = planes[shape.segmented], (planes == nearest)[shape.segmented]
-    target = _mirrored(_labels(brick.label, chosen, rows, columns, window.scale).float() / 255, rows, columns)
+    nothing = torch.zeros((len(chosen), shape.crop, shape.crop), device=image.device)
+    volumes = [
+        (nothing, nothing) if label is None else _cut_label(label, chosen, there, rows, columns, window.scale)
+        for label in brick.labels
+    ]
+    target, known = (torch.cat(parts) for parts in zip(*volumes, strict=True))
+    return image, target, known
+
+
+def _cut_label(
+    label: ResidentLabel,
+    planes: npt.NDArray[np.int64],
+    there: npt.NDArray[np.bool_],
+    rows: Line,
+    columns: Line,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Target and known of a class; planes that are not there are 0 in both."""
+    target = _mirrored(_labels(label.values, planes, rows, columns, scale).float() / 255, rows, columns)
     known = torch.zeros_like(target)
     inside = (slice(None), slice(rows.inside), slice(columns.inside))
-    known[inside] = _labels(brick.known, chosen, rows, columns, window.scale).float() if brick.known.numel() else 1
+    known[inside] = _labels(label.known, planes, rows, columns, scale).float() if label.known.numel() else 1
     if not there.all():
         for part in (target, known):
             part[torch.as_tensor(~there, device=part.device)] = 0
-    return image, target, known
+    return target, known
 
 
 def _labels(voxels: Tensor, planes: npt.NDArray[np.int64], rows: Line, columns: Line, scale: float) -> Tensor:
@@ -187,7 +128,7 @@ def _resampled(voxels: Tensor, centres: npt.NDArray[np.float64], rows: Line, col
     part = voxels[:, rows.span, columns.span]
     across = _triangle(torch.as_tensor(centres, device=voxels.device), voxels.shape[0], scale)
     used = across.sum(0).nonzero()[:, 0]
-    panel = torch.einsum("pz,zrc->prc", across[:, used], _values(part[used]))
+    panel = torch.einsum("pz,zrc->prc", across[:, used], as_float(part[used]))
     sides = []
     for line, length in zip((rows, columns), part.shape[1:], strict=True):
         centre = (
@@ -208,61 +149,3 @@ def _triangle(centres: Tensor, length: int, scale: float) -> Tensor:
     beyond = weights.sum(1) == 0
     weights[beyond, inside.round().long()[beyond]] = 1
     return (weights / weights.sum(1, keepdim=True)).float()
-
-
-def _turned(scan: ResidentScan, place: Place) -> ResidentBrick:
-    """As `kernels.turned_image` and `kernels.turned_label` make it."""
-    size = scan.source.scan.info.voxel_size_um
-    device = scan.image.device
-    steps = torch.as_tensor(place.steps(size), device=device)
-    origin = torch.as_tensor(place.origin(size) - scan.source.extent.start, device=device)
-    shape = torch.tensor(scan.image.shape, device=device)
-    image, label = (torch.empty(place.shape, dtype=v.dtype, device=device) for v in (scan.image, scan.label))
-    known = torch.empty(place.shape, dtype=torch.uint8, device=device)
-    for first, stop in runs(place.shape[0], TURNED_PLANES):
-        axes = [
-            torch.arange(a, b, device=device).double() for a, b in ((first, stop), *((0, n) for n in place.shape[1:]))
-        ]
-        at = origin + torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) @ steps
-        nearest = (at + 0.5).floor().long()
-        inside = ((nearest >= 0) & (nearest < shape)).all(-1)
-        z, y, x = nearest.clamp(torch.zeros_like(shape), shape - 1).unbind(-1)
-        label[first:stop] = scan.label[z, y, x] * inside
-        known[first:stop] = scan.known[z, y, x] * inside if scan.known.numel() else inside
-        value = _trilinear(scan.image, at, shape)
-        image[first:stop] = value if value.dtype == image.dtype else (value + 0.5).to(torch.int32).to(image.dtype)
-    return ResidentBrick(place, image, label, known)
-
-
-def _trilinear(voxels: Tensor, at: Tensor, shape: Tensor) -> Tensor:
-    at = at.clamp(torch.zeros_like(shape), shape - 1)
-    low = at.long()
-    share = at - low
-    high = torch.minimum(low + 1, shape - 1)
-    total = torch.zeros(at.shape[:-1], dtype=torch.float64, device=at.device)
-    for corner in range(8):
-        bits = [(corner >> k) & 1 for k in range(3)]
-        z, y, x = ((high if bit else low)[..., k] for k, bit in enumerate(bits))
-        weight = torch.ones_like(total)
-        for k, bit in enumerate(bits):
-            weight = weight * (share[..., k] if bit else 1 - share[..., k])
-        total += weight * _values(voxels[z, y, x])
-    return total.float() if voxels.dtype == torch.float32 else total
-
-
-def _values(voxels: Tensor) -> Tensor:
-    """float32; int16 is read as uint16."""
-    return (voxels.to(torch.int32) & 0xFFFF).float() if voxels.dtype == torch.int16 else voxels.float()
-
-
-def _dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    return {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}[dtype.name]
-
-
-def _tensor(voxels: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(voxels.view(np.int16) if voxels.dtype == np.uint16 else voxels)
-
-
-def _read(source: Opened, form: ShardFormat, box: Box) -> npt.NDArray[Any]:
-    with source.scan.decoding(form.url, box):
-        return form.read_box(box)

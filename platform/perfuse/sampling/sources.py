@@ -26,24 +26,16 @@ Point = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A scan that crops are cut from, and the box of it that may be seen."""
+class Labelled:
+    """The label of a class in a scan, as far as it may be seen."""
 
     source: Source
     scan: Scan
     extent: Box
-    low: float
-    high: float
-    """The intensities that become 0 and 1."""
 
     @cached_property
-    def image(self) -> ShardFormat:
-        """How the image is stored."""
-        return ShardFormat.of(self.scan.image)
-
-    @cached_property
-    def label(self) -> ShardFormat:
-        """How the label is stored."""
+    def form(self) -> ShardFormat:
+        """How it is stored."""
         return ShardFormat.of(self.scan.label(self.source.label))
 
     @cached_property
@@ -63,19 +55,73 @@ class Opened:
         """True when the label is known everywhere in a box: dense or soft. Else it has to be read."""
         return sum(part.intersect(box).size for kind, _, part in self.given if kind != "sparse") == box.size
 
+    def read_known(self, box: Box, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Where it is known in a box, 0 or 1: [z, y, x]. values: its voxels there."""
+        return self.scan.read_known(self.source.label, box, values).view(np.uint8)
+
+    @cached_property
+    def vessels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Voxels [n, 3] of a coarser level that hold vessel inside the extent, and the size of one in voxels."""
+        level = next(k for k in range(self.scan.levels) if self._level(k).size <= VESSEL_VOXELS)
+        coarse = self._level(level)
+        factor = 2 ** np.rint(np.log2(np.divide(self.scan.shape_zyx, coarse.shape))).astype(np.int64)
+        found = np.argwhere(np.asarray(coarse[:]) >= 128)
+        start = np.floor_divide(self.extent.start, factor)
+        return found[((found >= start) & (found * factor < self.extent.stop)).all(1)], factor
+
+    def _level(self, level: int) -> Any:
+        return self.scan.label_level(self.source.label, level)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A scan that crops are cut from, and the box of it that may be seen."""
+
+    sources: tuple[Source | None, ...]
+    """By class; None where the scan has no label of that class."""
+    scan: Scan
+    extent: Box
+    low: float
+    high: float
+    """The intensities that become 0 and 1."""
+
+    @cached_property
+    def image(self) -> ShardFormat:
+        """How the image is stored."""
+        return ShardFormat.of(self.scan.image)
+
+    @cached_property
+    def labels(self) -> tuple[Labelled | None, ...]:
+        """By class."""
+        return tuple(None if s is None else Labelled(s, self.scan, self.extent) for s in self.sources)
+
+    @property
+    def _held(self) -> list[Labelled]:
+        return [label for label in self.labels if label is not None]
+
+    @property
+    def annotated(self) -> float:
+        """The share of the extent that is annotated, mean over the classes."""
+        return sum(label.annotated for label in self._held) / len(self.labels)
+
+    def voxel_bytes(self) -> int:
+        """Memory of a voxel: image, labels, and what is known of each."""
+        return self.image.dtype.itemsize + 2 * len(self._held)
+
     @cached_property
     def _chunks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Chunks [n, 3] that hold labelled organ; sums, up to and with each, of its voxels, without and with background chunks."""
         weights = np.zeros([-(-n // c) for n, c in zip(self.scan.shape_zyx, self.scan.image.chunks, strict=True)])
-        for _, _, box in self.given:
+        for _, _, box in (part for label in self._held for part in label.given):
             weights += np.einsum("i,j,k->ijk", *(self._shared(axis, box) for axis in range(3)))
         organ = self.scan.organ_share()
         if organ is not None:
             weights *= organ / np.prod(self.scan.image.chunks)
         chunks = np.argwhere(weights > 0)
         if not len(chunks):
+            source = self._held[0].source
             raise RecipeError(
-                f"No crop of specimen {self.source.specimen} can be trained on: label {self.source.label!r} was given "
+                f"No crop of specimen {source.specimen} can be trained on: label {source.label!r} was given "
                 "nowhere inside its organ mask. Correct one of them (`perfuse labels add`), or leave it out: --set train=…"
             )
         held = weights[tuple(chunks.T)]
@@ -109,31 +155,21 @@ class Opened:
         stop = np.minimum((chunk + 1) * self.scan.image.chunks, self.extent.stop)
         return np.asarray(start + rng.random(3) * (stop - start))
 
-    @cached_property
-    def _vessels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Voxels [n, 3] of a coarser label level that hold vessel inside the extent, and the size of one in voxels."""
-        level = next(k for k in range(self.scan.levels) if self._level(k).size <= VESSEL_VOXELS)
-        coarse = self._level(level)
-        factor = 2 ** np.rint(np.log2(np.divide(self.scan.shape_zyx, coarse.shape))).astype(np.int64)
-        found = np.argwhere(np.asarray(coarse[:]) >= 128)
-        start = np.floor_divide(self.extent.start, factor)
-        return found[((found >= start) & (found * factor < self.extent.stop)).all(1)], factor
-
-    def _level(self, level: int) -> Any:
-        return self.scan.label_level(self.source.label, level)
-
-    def at_vessel(self, rng: np.random.Generator) -> Point | None:
-        """A point, in voxels, at a vessel; None where there is none."""
-        found, factor = self._vessels
-        if not len(found):
+    def at_vessel(self, rng: np.random.Generator) -> tuple[int, Point] | None:
+        """A class, any that is marked here being equally likely, and a point of it, in voxels; None where nothing is marked."""
+        there = [number for number, label in enumerate(self.labels) if label is not None and len(label.vessels[0])]
+        if not there:
             return None
+        number = there[rng.integers(len(there))]
+        found, factor = self.labels[number].vessels  # type: ignore[union-attr]
         point = (found[rng.integers(len(found))] + rng.random(3)) * factor
-        return np.asarray(np.clip(point, self.extent.start, np.subtract(self.extent.stop, 1)))
+        return number, np.asarray(np.clip(point, self.extent.start, np.subtract(self.extent.stop, 1)))
 
 
 @lru_cache(maxsize=64)
-def opened(source: Source, normalisation: Normalisation) -> Opened:
-    """A training scan, opened once in a process."""
-    scan = Scan.open(source.url)
-    extent = source.extent(scan.shape_zyx)
-    return Opened(source, scan, extent, *bounds(scan, normalisation))
+def opened(sources: tuple[Source | None, ...], normalisation: Normalisation) -> Opened:
+    """A training scan, as one of `TrainingJob.scans`, opened once in a process."""
+    any_of_them = next(filter(None, sources))
+    scan = Scan.open(any_of_them.url)
+    extent = any_of_them.extent(scan.shape_zyx)
+    return Opened(sources, scan, extent, *bounds(scan, normalisation))

@@ -40,7 +40,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network,
 ) -> None:
-    """Train until the recipe's last step, going on from the latest checkpoint; or until `stop` says so, with a checkpoint.
+    """Train to the end of the schedule, going on from the latest checkpoint; or until `stop` says so, with a checkpoint.
 
     batches: given the number of the first, this rank's share of each batch from there on, as `sampling.cut` makes it;
     `accumulate` of them are a step. report: called on every rank, at the same steps. stop: asked after every step.
@@ -50,10 +50,12 @@ def train(
     """
     recipe, device = job.recipe, best_device()
     precision = resolve_precision(recipe.precision, device)
-    check_size(recipe.network, (recipe.crop, recipe.tile))
+    check_size(recipe.segmenter, (recipe.crop, recipe.tile))
     state = State(job, checkpoints.load(job.folder), device, precision)
     network = wrap(state.network)
     learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]
+    if state.course.finished:
+        return
     first = state.step + 1
     pace = Pace(recipe.batch * recipe.accumulate)
     for step in _steps(pace.batches(batches(state.step * recipe.accumulate)), recipe.accumulate):
@@ -65,7 +67,7 @@ def train(
                 f"{' '.join(str(error).split()[:30])}). Compiling needs a C++ compiler. Use --set compiled=false"
             ) from error
         pace.step()
-        due = state.step % recipe.validate_every == 0 or state.step == recipe.steps
+        due = state.step % recipe.validate_every == 0 or state.course.finished
         stopping = stop()
         pictures: dict[str, bytes] = {}
         if due and rank == 0:
@@ -76,7 +78,7 @@ def train(
             checkpoints.save(job.folder, state.as_dict() | {"donors": job.donors()})
         if due or state.step == first or state.step % REPORT_EVERY == 0:
             report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, pictures)
-        if stopping:
+        if stopping or state.course.finished:
             return
 
 
@@ -99,13 +101,14 @@ class _Step:
     ) -> None:
         self.state, self.network, self.recipe = state, network, recipe
         self.device, self.precision = device, precision
+        self.world = world
         self.whole = recipe.batch * recipe.accumulate / world
         """Crops of a step, for each rank: by its share of them the loss of a rank's batch counts in the mean of ranks."""
 
     def __call__(self, batches: list[Batch]) -> dict[str, torch.Tensor | float]:
         """Learn from the batches; returns their mean losses, which are only waited for when they are looked at."""
         recipe, state = self.recipe, self.state
-        rate = learning_rate(recipe, state.step)
+        rate = learning_rate(recipe, state.course.position)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
         frozen = state.step < recipe.frozen_encoder_steps
@@ -114,13 +117,24 @@ class _Step:
             encoder_of(state.network, "frozen_encoder_steps").eval()
         state.optimiser.zero_grad(set_to_none=True)
         losses: dict[str, torch.Tensor | float] = {}
+        whole = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
-                for name, value in self._backward(batch).items():
-                    losses[name] = losses.get(name, 0.0) + value / len(batches)
+                found = self._backward(batch)
+            whole += found["loss"] * (len(batch["image"]) / self.whole)
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0.0) + value / len(batches)
         self._update(frozen=frozen)
+        state.course.step(self._of_all_ranks(whole))
         return losses | {"learning_rate": rate}
+
+    def _of_all_ranks(self, loss: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks where it matters to when they end, so that all end at the same step."""
+        if self.world > 1 and self.recipe.converged is not None:
+            torch.distributed.all_reduce(loss)
+            loss /= self.world
+        return loss
 
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch, and return its losses."""
@@ -134,11 +148,12 @@ class _Step:
             recipe.seed,
             int(batch["step"]),
             batch["position"],
+            classes=len(recipe.classes),
             standardised=recipe.network.standardise is not None,
         )
         with torch.autocast(self.device, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
             logits = self.network(image.contiguous(memory_format=torch.channels_last))
-        loss, parts = combined(recipe.losses, logits.float(), target, known)
+        loss, parts = combined(recipe.losses, logits.float(), target, known, len(recipe.classes))
         weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
         weighted.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()} | {f"{kind}_loss": part.detach() for kind, part in parts.items()}

@@ -30,6 +30,8 @@ class Source(Frozen):
     specimen: str
     donor: str
     label: str
+    class_name: str = Field("", exclude_if=lambda name: not name)
+    """Whose label it is, where the recipe has several classes; a scan is a source once for each class that it has a label of."""
     ancestry: tuple[tuple[str, str], ...] = ()
     """Other donors whose data are in the label, each with the way that they took: `LabelInfo.donors`."""
     scan_digest: str
@@ -60,6 +62,17 @@ class TrainingJob(Frozen):
     pixel_um: tuple[float, float]
     """The finest and the coarsest pixel that is trained on."""
 
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def scans(self) -> list[tuple[Source | None, ...]]:
+        """Of each training scan its sources: one for each class, None where it has no label of that class."""
+        classes = self.recipe.segmenter.class_names
+        found: dict[str, dict[str, Source]] = {}
+        for source in self.train:
+            found.setdefault(source.url, {})[source.class_name] = source
+        return [tuple(sources.get(name) for name in classes) for sources in found.values()]
+
     def donors(self) -> dict[str, str]:
         """All donors whose data the training learns from, each with the way that they took, from the end to the beginning."""
         found: dict[str, str] = {s.donor: f"{s.label} of {s.specimen}" for s in self.train}
@@ -75,7 +88,7 @@ class TrainingJob(Frozen):
         recipe = self.recipe
         low, high = self.pixel_um
         return Forward(
-            network=recipe.network,
+            network=recipe.segmenter,
             normalisation=recipe.normalisation,
             voxel_size_um=(low / recipe.voxel_size_range, high * recipe.voxel_size_range),
             axes=recipe.axes,
@@ -95,6 +108,7 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
     train, validation = (
         _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, selects=selects)
     )
+    _check_classes(recipe, train=train, validation=validation)
     shapes = {scan.url: scan.shape_zyx for scan in scans}
     for source in train:
         check_planes(recipe, source.specimen, shapes[source.url])
@@ -155,20 +169,21 @@ def _by_donor(recipe: Recipe, scans: Sequence[Scan], *, selects: bool) -> tuple[
     number, _, count = (recipe.fold or "").partition("/")
     split = split_by_donor(
         scans,
-        labels=recipe.labels,
+        classes=recipe.classes.values(),
         train=recipe.train,
         validation=recipe.validation if selects else None,
         holdout=recipe.holdout,
         fold=(int(number), None if count == "all" else int(count)) if recipe.fold else None,
     )
-    validation = tuple(_source(s, recipe.labels) for s in split.validation)
-    for source, scan in zip(validation, split.validation, strict=True):
-        if scan.labels()[source.label].kind != "dense":
+    validation = tuple(source for scan in split.validation for source in _sources(scan, recipe))
+    for source in validation:
+        kind = Scan.open(source.url).label_info(source.label).kind
+        if kind != "dense":
             raise RecipeError(
                 f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
-                f"{scan.labels()[source.label].kind}. Choose another specimen by --set validation=…"
+                f"{kind}. Choose another specimen by --set validation=…"
             )
-    return tuple(_source(s, recipe.labels) for s in split.train), validation
+    return tuple(source for scan in split.train for source in _sources(scan, recipe)), validation
 
 
 def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
@@ -177,13 +192,13 @@ def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], 
     gap = math.ceil((recipe.crop + (network.planes - 1) * network.plane_stride) * scale)
     train: list[Source] = []
     validation: list[Source] = []
-    for scan in labelled(scans, labels=recipe.labels, train=recipe.train, holdout=recipe.holdout):
-        source = _source(scan, recipe.labels)
-        if scan.labels()[source.label].kind != "dense":
-            train.append(source)
+    for scan in labelled(scans, classes=recipe.classes.values(), train=recipe.train, holdout=recipe.holdout):
+        sources = _sources(scan, recipe)
+        if any(scan.label_info(source.label).kind != "dense" for source in sources):
+            train += sources
             continue
         for side, box in zip((train, validation), divide(scan.shape_zyx, recipe.within or 0, gap), strict=True):
-            side.append(source.model_copy(update={"box": (box.start, box.stop)}))
+            side += [source.model_copy(update={"box": (box.start, box.stop)}) for source in sources]
     if not validation:
         raise RecipeError(
             f"within = {recipe.within:g} needs a densely labelled scan, and there is none. Add labels (`perfuse labels add`)."
@@ -191,19 +206,35 @@ def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], 
     return tuple(train), tuple(validation)
 
 
-def _source(scan: Scan, labels: tuple[str, ...]) -> Source:
-    name = preferred_label(scan, labels)
-    info = scan.label_info(name)
-    return Source(
-        url=scan.url,
-        specimen=scan.info.specimen,
-        donor=scan.info.donor,
-        ancestry=tuple(info.donors.items()),
-        label=name,
-        scan_digest=scan.info.digest,
-        label_digest=info.digest,
-        organ=tuple(scan.organ_identity),
-    )
+def _sources(scan: Scan, recipe: Recipe) -> list[Source]:
+    """The scan with its label of each class that it has one of."""
+    there = {name: labels for name, labels in recipe.classes.items() if not scan.labels().keys().isdisjoint(labels)}
+    infos = {name: scan.label_info(preferred_label(scan, labels)) for name, labels in there.items()}
+    return [
+        Source(
+            url=scan.url,
+            specimen=scan.info.specimen,
+            donor=scan.info.donor,
+            ancestry=tuple(info.donors.items()),
+            label=info.name,
+            class_name=name,
+            scan_digest=scan.info.digest,
+            label_digest=info.digest,
+            organ=tuple(scan.organ_identity),
+        )
+        for name, info in infos.items()
+    ]
+
+
+def _check_classes(recipe: Recipe, **sides: Sequence[Source]) -> None:
+    """RecipeError when no scan of a side has a label of some class."""
+    for name, labels in recipe.classes.items():
+        for side, sources in sides.items():
+            if sources and name not in {source.class_name for source in sources}:
+                raise RecipeError(
+                    f"Class {name!r}: no scan for {side} has one of its labels {', '.join(labels)}. Add one (`perfuse labels "
+                    f"add`), or name scans that have one: --set {side}=…"
+                )
 
 
 def _pixels(scan: Scan, axis: str) -> list[float]:
@@ -211,14 +242,14 @@ def _pixels(scan: Scan, axis: str) -> list[float]:
 
 
 def is_finished(job: TrainingJob) -> bool:
-    """True when all steps of a job have been taken."""
-    return checkpoints.latest_step(job.folder) >= job.recipe.steps
+    """True when a job is at the end of its schedule."""
+    return checkpoints.latest_position(job.folder) >= job.recipe.steps
 
 
 def finished_bundle(job: TrainingJob) -> Bundle:
     """The bundle of a finished job: the best averaged weights, the contract, and where they come from."""
     state = checkpoints.load(job.folder)
-    if state is None or state["step"] < job.recipe.steps:
+    if state is None or state["course"]["position"] < job.recipe.steps:
         raise RecipeError(f"The training in {job.folder} is not finished. Run the same `perfuse train` again.")
     lineage = {
         "key": job.key,
@@ -226,6 +257,7 @@ def finished_bundle(job: TrainingJob) -> Bundle:
         "train": [s.model_dump(mode="json") for s in job.train],
         "validation": [s.model_dump(mode="json") for s in job.validation],
         "donors": job.donors(),
+        "steps": state["step"],
         "best_step": state["best_step"],
         "origin": state["origin"],
     }

@@ -19,15 +19,21 @@ def optimiser(recipe: Recipe, parameters: Iterable[torch.nn.Parameter]) -> torch
     return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of a step, 0 … steps − 1: through the phases of the schedule, each from its start to its end."""
+def phase_at(recipe: Recipe, position: int) -> tuple[int, float]:
+    """The number of the schedule's phase at a position, 0 … steps − 1, and how much of it is over, 0 … 1."""
     total = sum(phase.share for phase in recipe.schedule)
-    at = step / max(recipe.steps - 1, 1) * total
-    for phase in recipe.schedule:
-        if at <= phase.share or phase is recipe.schedule[-1]:
-            break
-        at -= phase.share
-    part = min(at / phase.share, 1.0)
+    at = position / max(recipe.steps - 1, 1) * total
+    number, last = 0, len(recipe.schedule) - 1
+    while number < last and at > recipe.schedule[number].share:
+        at -= recipe.schedule[number].share
+        number += 1
+    return number, min(at / recipe.schedule[number].share, 1.0)
+
+
+def learning_rate(recipe: Recipe, position: int) -> float:
+    """The rate at a position, 0 … steps − 1: through the phases of the schedule, each from its start to its end."""
+    number, part = phase_at(recipe, position)
+    phase = recipe.schedule[number]
     if phase.kind == "cosine":
         part = (1 - math.cos(math.pi * part)) / 2
     elif phase.kind == "constant":

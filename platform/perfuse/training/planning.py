@@ -23,6 +23,7 @@ class TrainingPlan(Frozen):
     """Scans with donor and label."""
     validation: tuple[str, ...]
     steps: int
+    """At most, where `converged` may end it."""
     crops: int
     epoch_crops: int | None
     """Crops of an epoch, where the order has epochs."""
@@ -72,7 +73,8 @@ def _said(source: Source) -> str:
     info = scan.label_info(source.label)
     known = f"{info.kind}, {info.coverage:.0%}" if info.kind == "sparse" else info.kind
     part = f", voxels {source.box[0]} to {source.box[1]}" if source.box else ""
-    return f"{source.specimen} of donor {scan.info.donor}: {source.label} ({known}{part})"
+    of_class = f"{source.class_name} by " if source.class_name else ""
+    return f"{source.specimen} of donor {scan.info.donor}: {of_class}{source.label} ({known}{part})"
 
 
 def step_seconds(recipe: Recipe, device: str) -> float:
@@ -84,7 +86,7 @@ def step_seconds(recipe: Recipe, device: str) -> float:
     from perfuse.sampling.cutting import CropShape
     from perfuse.training.optimisation import optimiser
 
-    network = build(recipe.network).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network = build(recipe.segmenter).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     update = optimiser(recipe, network.parameters())
     crops = min(recipe.batch, PROBE_CROPS)
     image, target, known = (torch.rand(p.shape, device=device) for p in CropShape.of(recipe).empty(crops))
@@ -95,7 +97,7 @@ def step_seconds(recipe: Recipe, device: str) -> float:
         begin = time.perf_counter()
         with torch.autocast(device, half, enabled=precision != "fp32"):
             logits = network(image.contiguous(memory_format=torch.channels_last))
-        loss, _ = combined(recipe.losses, logits.float(), target.round(), (known > 0).float())
+        loss, _ = combined(recipe.losses, logits.float(), target.round(), (known > 0).float(), len(recipe.classes))
         update.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         update.step()

@@ -8,6 +8,7 @@ from perfuse.bundle import weights_digest
 from perfuse.errors import RecipeError
 from perfuse.models import build, fit_weights
 from perfuse.models.panels import Panels
+from perfuse.training.convergence import Course
 from perfuse.training.initial import initial_weights
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import optimiser
@@ -16,26 +17,27 @@ Weights = dict[str, torch.Tensor]
 
 
 class State:
-    """Network, averaged network, optimiser, step, and the best averaged weights so far."""
+    """Network, averaged network, optimiser, step, place in the schedule, and the best averaged weights so far."""
 
     def __init__(self, job: TrainingJob, saved: dict[str, Any] | None, device: str, precision: str) -> None:
         recipe = job.recipe
         torch.manual_seed(recipe.seed)
         fresh = saved is None and recipe.init_from is None
-        self.network = build(recipe.network, pretrained=fresh)
+        self.network = build(recipe.segmenter, pretrained=fresh)
         self.origin = _origin(self.network) if fresh else {}
         if saved is None and recipe.init_from is not None:
             weights = initial_weights(job)
             fit_weights(self.network, weights, recipe.init_from)
             self.origin = {"init_from": recipe.init_from, "weights_sha256": weights_digest(weights)}
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged = build(recipe.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = build(recipe.segmenter).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged.load_state_dict(self.network.state_dict())
         if recipe.gradient_checkpointing:
             _hold_fewer_activations(self.network)
         self.optimiser = optimiser(recipe, self.network.parameters())
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
         self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, on_cpu(self.averaged)
+        self.course = Course(recipe, saved and saved["course"])
         if saved is not None:
             self._restore(saved)
 
@@ -51,6 +53,7 @@ class State:
         """All that `State` needs to go on: tensors on the CPU and plain values."""
         return {
             "step": self.step,
+            "course": self.course.as_dict(),
             "network": on_cpu(self.network),
             "averaged": on_cpu(self.averaged),
             "optimiser": self.optimiser.state_dict(),

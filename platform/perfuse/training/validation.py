@@ -1,6 +1,7 @@
 """What a network scores on held-out donors while it trains: a box in the middle of each one's largest label, all thresholds at once."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from perfuse.catalog import Scan
+from perfuse.contract import of_class
 from perfuse.geometry import Box, index3
 from perfuse.inference import probability
 from perfuse.metrics import CurveCounts, curve_counts
@@ -15,8 +17,7 @@ from perfuse.pictures import one_slice
 from perfuse.recipes.schema import Criterion
 from perfuse.training.job import Source, TrainingJob
 
-STEADY = [-(-255 * k // 40) - 1 for k in range(1, 40)]
-"""Indices in a curve of the thresholds 0.025, 0.050 … 0.975."""
+SCORES = ("val_dice", "val_surface_dice", "val_threshold", "val_score")
 VOXELS = 2_400_000
 """Of each validation scan, scored while training; the final scores are of whole scans."""
 
@@ -25,21 +26,56 @@ Slice = tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.uint8]]
 
 
 def validate(job: TrainingJob, network: torch.nn.Module) -> tuple[dict[str, float], dict[str, bytes]]:
-    """Scores of all scans together at their best threshold, `val_score` by the recipe's criterion, and a picture of each."""
+    """Scores of all scans together at their best threshold, `val_score` by the recipe's criterion, and a picture of each.
+
+    Of several classes each by its name, as `val_dice.vessel`, at a threshold of its own; those without are means over them.
+    """
     network.eval()
+    probabilities = _Probabilities(job, network)
+    by_class = {
+        name: _validate([s for s in job.validation if s.class_name == name], probabilities, name, job.recipe.criterion)
+        for name in probabilities.class_names
+    }
+    means = {name: float(np.mean([scores[name] for scores, _ in by_class.values()])) for name in SCORES}
+    each = {
+        f"{score}.{name}": value
+        for name, (scores, _) in by_class.items()
+        if name
+        for score, value in scores.items()
+        if score != "val_score"
+    }
+    return means | each, {title: png for _, pictures in by_class.values() for title, png in pictures.items()}
+
+
+def _validate(
+    sources: Sequence[Source], probabilities: "_Probabilities", class_name: str, criterion: Criterion
+) -> tuple[dict[str, float], dict[str, bytes]]:
+    """What `validate` answers, of one class."""
     scans, slices = [], {}
-    for source in job.validation:
-        counts, slices[source.specimen] = _score(job, network, source)
+    for source in sources:
+        counts, slices[of_class(source.specimen, class_name)] = _score(source, probabilities)
         scans.append(counts)
     curve = sum(scans, CurveCounts()).curve()
     at = curve.best - 1
-    scores = {
-        "val_dice": float(curve.dice[at]),
-        "val_surface_dice": float(np.nan_to_num(curve.surface_dice[at])),
-        "val_threshold": curve.best / 255,
-        "val_score": score(scans, job.recipe.criterion),
-    }
-    return scores, {specimen: one_slice(*planes, curve.best) for specimen, planes in slices.items()}
+    values = (curve.dice[at], np.nan_to_num(curve.surface_dice[at]), curve.best / 255, score(scans, criterion))
+    scores = {name: float(value) for name, value in zip(SCORES, values, strict=True)}
+    return scores, {title: one_slice(*planes, curve.best) for title, planes in slices.items()}
+
+
+class _Probabilities:
+    """What a network answers on boxes of scans, all classes at once: asked once, kept for the other classes."""
+
+    def __init__(self, job: TrainingJob, network: torch.nn.Module) -> None:
+        self.forward, self.network = job.forward(), network
+        self.class_names = self.forward.network.class_names
+        self._of = lru_cache(maxsize=len(job.validation))(self._answer)
+
+    def _answer(self, url: str, box: Box) -> npt.NDArray[np.uint8]:
+        return probability(self.network, self.forward, Scan.open(url), box)
+
+    def __call__(self, source: Source, box: Box) -> npt.NDArray[np.uint8]:
+        """uint8[z, y, x] of the source's class."""
+        return np.asarray(self._of(source.url, box)[self.class_names.index(source.class_name)])
 
 
 def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
@@ -49,17 +85,17 @@ def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
     0.025, 0.050 … 0.975 and over scans, each alike: what a checkpoint scores when nobody finds its best threshold.
     """
     if criterion == "mean_surface_dice":
-        return float(np.mean([np.nan_to_num(counts.curve().surface_dice[STEADY]).mean() for counts in scans]))
+        return float(np.mean([counts.curve().mean_surface_dice for counts in scans]))
     curve = sum(scans, CurveCounts()).curve()
     values = curve.dice if criterion == "best_dice" else curve.surface_dice
     return float(np.nan_to_num(values).max())
 
 
-def _score(job: TrainingJob, network: torch.nn.Module, source: Source) -> tuple[CurveCounts, Slice]:
+def _score(source: Source, probabilities: _Probabilities) -> tuple[CurveCounts, Slice]:
     scan = Scan.open(source.url)
     extent = source.extent(scan.shape_zyx)
     box = middle(max((b.box.intersect(extent) for b in scan.label_boxes(source.label)), key=lambda b: b.size))
-    soft = probability(network, job.forward(), scan, box)
+    soft = probabilities(source, box)
     values = scan.read_label(source.label, box)
     truth, known = values >= 128, scan.read_known(source.label, box, values)
     counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1), known=np.pad(known, 1, constant_values=True))

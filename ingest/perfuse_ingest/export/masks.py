@@ -1,0 +1,37 @@
+"""A label as a mask, slab by slab."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.catalog import Scan
+from perfuse.console import progress
+from perfuse.geometry import Box, index3, runs
+from perfuse.parallel import in_order
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """The voxels of a label from a threshold of 255 on."""
+
+    scan: Scan
+    label: str
+    threshold: int
+
+    def __iter__(self) -> Iterator[tuple[int, Mask]]:
+        """Each slab, bool[z, y, x], with the number of its first slice; slabs are as thick as the label's shards."""
+        depth, rows, columns = self.scan.shape_zyx
+        stored = self.scan.label(self.label)
+        cuts = [Box((a, 0, 0), (b, rows, columns)) for a, b in runs(depth, index3(stored.shards or stored.chunks)[0])]
+        with progress(f"export {self.label}, slabs", len(cuts)) as advance:
+            for box, mask in zip(cuts, in_order(self.read, cuts), strict=True):
+                yield box.start[0], mask
+                advance()
+
+    def read(self, box: Box) -> Mask:
+        """The mask inside a box."""
+        return np.asarray(self.scan.read_label(self.label, box) >= self.threshold)

@@ -1,0 +1,110 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from typer.testing import CliRunner
+
+from perfuse.catalog import Scan
+from perfuse.cli import build
+from perfuse.errors import ScanError
+from perfuse.postprocessing import BACKGROUND, Cleaning, postprocess, topology
+
+SHAPE = (70, 530, 66)
+"""Four shards of labels, which are 64 × 512 × 512 at most."""
+FAR = {6: 1, 18: 2, 26: 3}
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    """Blobs and shells of all sizes, across all borders of shards."""
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 2)
+    ripples = np.sin(40 * smooth) + 0.3 * np.random.default_rng(1).normal(size=SHAPE)
+    return np.clip(120 + 70 * ripples, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory, make_scan, values) -> Scan:
+    return make_scan(tmp_path_factory.mktemp("scan"), "s", np.zeros(SHAPE, np.uint16), {"soft": values}, kind="soft")
+
+
+def whole(values: np.ndarray, cleaning: Cleaning) -> np.ndarray:
+    """The same in memory, by scipy."""
+    near = ndimage.generate_binary_structure(3, FAR[cleaning.connectivity])
+    low, high = cleaning.hysteresis or (cleaning.threshold, cleaning.threshold)
+    labels, count = ndimage.label(values >= np.ceil(255 * low), near)
+    size = np.bincount(labels.ravel(), minlength=count + 1)
+    stay = np.unique(labels[values >= np.ceil(255 * high)])
+    stay = stay[(stay > 0) & (size[stay] >= cleaning.min_voxels)]
+    if cleaning.keep_largest:
+        stay = stay[np.argsort(-size[stay], kind="stable")][: cleaning.keep_largest]
+    mask = np.isin(labels, stay)
+    if cleaning.fill_holes:
+        back = ndimage.generate_binary_structure(3, FAR[BACKGROUND[cleaning.connectivity]])
+        return ndimage.binary_fill_holes(mask, back)
+    return mask
+
+
+@pytest.mark.parametrize(
+    "cleaning",
+    [
+        Cleaning(threshold=0.6),
+        Cleaning(threshold=0.6, min_voxels=20, connectivity=6),
+        Cleaning(threshold=0.65, keep_largest=3, connectivity=18),
+        Cleaning(hysteresis=(0.6, 0.95), min_voxels=5),
+        Cleaning(threshold=0.5, connectivity=6, fill_holes=True),
+        Cleaning(hysteresis=(0.45, 0.9), keep_largest=2, fill_holes=True),
+    ],
+    ids=str,
+)
+def test_what_stays_is_what_stays_of_the_whole_volume(scan, values, cleaning):
+    postprocess(scan.url, "soft", "clean", cleaning)
+    expected = whole(values, cleaning)
+    stored = np.asarray(Scan.open(scan.url).label("clean")[:])
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(stored, expected * 255)
+
+
+def test_topology_is_that_of_the_whole_volume(scan, values):
+    from skimage.measure import euler_number
+
+    mask = values >= np.ceil(255 * 0.6)
+    found = topology(scan.url, "soft", 0.6)
+    labels, components = ndimage.label(mask, np.ones((3, 3, 3)))
+    _, count = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    assert found.b0 == components
+    assert found.b2 == count - 1
+    assert found.euler == euler_number(np.pad(mask, 1), connectivity=3) == found.b0 - found.b1 + found.b2
+    assert (found.voxels, found.largest) == (mask.sum(), np.bincount(labels.ravel())[1:].max())
+
+
+def test_done_is_not_done_again(scan):
+    first = postprocess(scan.url, "soft", "again", Cleaning(threshold=0.6))
+    marks = np.asarray(Scan.open(scan.url).group["labels/again/0"][:2])
+    assert postprocess(scan.url, "soft", "again", Cleaning(hysteresis=None, threshold=0.6)) == first
+    assert postprocess(scan.url, "soft", "again", Cleaning(threshold=0.7)).key != first.key
+    assert not np.array_equal(marks, Scan.open(scan.url).group["labels/again/0"][:2])
+
+
+def test_a_label_that_was_given_is_not_replaced(tmp_path, make_scan, values):
+    scan = make_scan(tmp_path, "s", np.zeros(SHAPE, np.uint16), {"human": values, "other": values})
+    for output in ("human", "other"):
+        with pytest.raises(ScanError):
+            postprocess(scan.url, "human", output, Cleaning())
+
+
+def test_the_verbs(scan, values):
+    words = ["postprocess", scan.url, "--labels", "soft", "--output", "verb", "--hysteresis", "0.6,0.95"]
+    shown = CliRunner().invoke(build(), [*words, "--min-um3", str(5 * 50.0**3), "--json"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    expected = whole(values, Cleaning(hysteresis=(0.6, 0.95), min_voxels=5))
+    np.testing.assert_array_equal(Scan.open(scan.url).label("verb")[:], expected * 255)
+    shown = CliRunner().invoke(build(), ["topology", scan.url, "--labels", "verb", "--json"], catch_exceptions=False)
+    assert json.loads(shown.stdout)["voxels"] == expected.sum()
+
+
+@pytest.mark.parametrize("wrong", ["0.6", "0.9,0.2", "a,b", "0.1,0.2,0.3"])
+def test_bad_thresholds_are_refused(scan, wrong):
+    words = ["postprocess", scan.url, "--labels", "soft", "--output", "verb", "--hysteresis", wrong]
+    with pytest.raises(ScanError, match="hysteresis"):
+        CliRunner().invoke(build(), words, catch_exceptions=False)

@@ -66,7 +66,7 @@ def train_on_ray(job: TrainingJob, report: "Report", *, workers: Workers) -> Non
                         report(*told)
                 at = latest_step(job.folder)
                 failures = _failures(fitted, failures if at == begin else 0)
-                if at < job.recipe.steps and not stop.is_set():
+                if not (is_finished(job) or stop.is_set()):
                     say(f"The workers have ended at step {at}. They start again where there is room.")
     finally:
         reports.shutdown(force=True)

@@ -23,7 +23,7 @@ from perfuse.recipes import RECIPES, Augmentation, Recipe
 from perfuse.training import TrainingJob
 from perfuse.training.engine import train
 
-ROUNDS, STEPS, UNCOUNTED = 3, 8, 2
+ROUNDS, STEPS, UNCOUNTED = 3, 5, 1
 STILL = Augmentation(flips=0, quarter_turns=0, brightness=0, contrast=0, gamma=0, noise=0)
 
 
@@ -62,7 +62,7 @@ def recipe_of(name: str, augmentation: Augmentation, **network: Any) -> Recipe:
 
 def bare(job: TrainingJob, batch: dict[str, Any], clock: Clock) -> None:
     device = best_device()
-    network = build(job.recipe.network).train().to(device, memory_format=torch.channels_last)
+    network = build(job.recipe.segmenter).train().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
     image, target, known = (torch.from_numpy(batch[name]).to(device) for name in ("image", "target", "known"))
     image = image.contiguous(memory_format=torch.channels_last)

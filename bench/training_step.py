@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--planes", type=int, default=3)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     device = best_device()
     network = Network(encoder=given.encoder, encoder_weights=None, planes=given.planes)

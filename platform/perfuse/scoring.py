@@ -17,13 +17,16 @@ from perfuse.metrics import (
     ConfusionCounts,
     Curve,
     CurveCounts,
+    NearCounts,
     SurfaceCounts,
     confusion_counts,
     curve_counts,
+    near_counts,
     otsu_threshold,
     otsu_upper_of_three,
     read_cubes,
     surface_counts,
+    tolerance,
 )
 from perfuse.parallel import in_order
 from perfuse.storage import digest_json
@@ -111,6 +114,40 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
         precision_bounds=precision_bounds,
         baseline=_baseline(scan, truth) if dense else Baseline("none: the truth is sparse", NAN, NAN),
     )
+
+
+def surface_dice_within(
+    scan: Scan, prediction: str, truth: str, tolerance_um: float, threshold: int | None = None
+) -> float:
+    """Surface dice at a tolerance in µm, with the scan's voxel size as spacing; NaN where neither mask has a surface.
+
+    threshold: as for `evaluate`. Raises ScanError for missing labels, and for truth that is sparse.
+    """
+    info = scan.label_info(prediction)
+    at, spacing, shape = (
+        threshold if threshold is not None else _own_threshold(info),
+        scan.info.voxel_size_um,
+        scan.shape_zyx,
+    )
+    if scan.label_info(truth).kind == "sparse":
+        raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no surface dice can be told by it. Use a dense one.")
+    around = tolerance.reach(tolerance_um, spacing)
+
+    def count(owned: Box) -> NearCounts:
+        box = tolerance.wide(owned, shape, around)
+        cut = _cutter(scan, box)
+        own = [slice(a - c, b - c) for a, b, c in zip(owned.start, owned.stop, box.start, strict=True)]
+        z, y, x = (slice(s.start, s.stop + (b == n)) for s, b, n in zip(own, owned.stop, shape, strict=True))
+        return near_counts(
+            cut(lambda b: _truth(scan, truth, b)),
+            cut(lambda b: scan.read_label(prediction, b) >= at),
+            cut(lambda b: _known(scan, truth, b), 1),
+            (z, y, x),
+            tolerance_um,
+            spacing,
+        )
+
+    return sum(_over(scan, f"surface of {scan.info.id}", count), NearCounts()).surface_dice(spacing)
 
 
 def tune(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> Curve:

@@ -28,6 +28,9 @@ def evaluate(
     threshold: Annotated[
         float | None, typer.Option(min=0.004, max=1.0, help="Probability; the model's own when not given.")
     ] = None,
+    tolerance_um: Annotated[
+        float | None, typer.Option(min=0, help="Say the surface dice at this tolerance in µm, too.")
+    ] = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Score a prediction beside a classical baseline. At the model's own threshold the score is noted in the registry.
@@ -36,7 +39,7 @@ def evaluate(
     """
     from perfuse import scoring
     from perfuse.catalog import Scan
-    from perfuse.console import print_json
+    from perfuse.console import print_json, results
     from perfuse.contract import threshold_of
     from perfuse.registry import record_evaluation
 
@@ -45,11 +48,17 @@ def evaluate(
     scores = scoring.evaluate(scan, prediction, truth, whole)
     if threshold is None:
         record_evaluation(scores, kind="test")
+    values = asdict(scores)
+    if tolerance_um is not None:
+        within = scoring.surface_dice_within(scan, prediction, truth, tolerance_um, whole)
+        values["surface_dice_within"] = {"tolerance_um": tolerance_um, "surface_dice": within}
     if as_json:
-        print_json(asdict(scores))
-    else:
-        _print(scores)
-    return asdict(scores)
+        print_json(values)
+        return values
+    _print(scores)
+    if tolerance_um is not None:
+        results.print(f"Surface dice within {tolerance_um:g} µm, voxels as large as the scan's: {within:.4f}")
+    return values
 
 
 def _print(scores: Any) -> None:

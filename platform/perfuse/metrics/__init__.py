@@ -5,16 +5,19 @@ from perfuse.metrics.euler import euler_eighths
 from perfuse.metrics.otsu import otsu_threshold, otsu_upper_of_three
 from perfuse.metrics.overlap import ConfusionCounts, confusion_counts
 from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts
+from perfuse.metrics.tolerance import NearCounts, near_counts
 
 __all__ = [
     "ConfusionCounts",
     "Curve",
     "CurveCounts",
+    "NearCounts",
     "Plateau",
     "SurfaceCounts",
     "confusion_counts",
     "curve_counts",
     "euler_eighths",
+    "near_counts",
     "otsu_threshold",
     "otsu_upper_of_three",
     "read_cubes",

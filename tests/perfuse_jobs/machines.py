@@ -1,7 +1,8 @@
 """A training on two Ray nodes, to which everything happens that can: python machines.py JOB.json.
 
-Prints a JSON list: of each start of the ranks how many there are and the first step that they take, of each event the latest
-step that is saved when it has had its effect. A process of its own, for Ray reads the addresses that it may take when imported.
+Prints a JSON list, in order: of each start of the ranks how many there are and the first step that they take, of each event a step
+that must not be lost: the last that was reported, or, where nobody was told before, the last that was saved. A process of its
+own, for Ray reads the addresses that it may take when imported.
 """
 
 import json
@@ -33,7 +34,7 @@ class Machines:
     """The nodes, the ranks' processes, and what has happened."""
 
     def __init__(self, job: TrainingJob) -> None:
-        self.job, self.told = job, list[dict[str, Any]]()
+        self.job, self.told, self.step = job, list[dict[str, Any]](), 0
         self.cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         self.second = self.cluster.add_node(**NODE)
         ray.init(self.cluster.address, logging_level="error", log_to_driver=False)
@@ -67,6 +68,7 @@ class Machines:
         left, seen = list(events), set[int]()
 
         def report(step: int, *_: object) -> None:
+            self.step = step
             pid, world = self.note(0)
             if pid in seen:
                 return
@@ -79,18 +81,23 @@ class Machines:
 
     def terminate_a_rank(self) -> None:
         """SIGTERM to the rank that does not write checkpoints."""
-        self._until_gone("SIGTERM to rank 1", lambda: os.kill(self.note(1)[0], signal.SIGTERM))
+        self._tell("SIGTERM to rank 1", self.step)
+        os.kill(self.note(1)[0], signal.SIGTERM)
 
     def terminate_the_driver(self) -> None:
         """SIGTERM to this process."""
-        self._until_gone("SIGTERM to the driver", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        self._tell("SIGTERM to the driver", self.step)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def take_a_node(self) -> None:
         """As a cloud does: it says so, and soon does it."""
+        rank = psutil.Process(self.note(0)[0])
         deadline = int(time.time() * 1000) + 60_000
         why = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         store: Any = self.cluster.head_node.get_gcs_client()
-        self._until_gone("drain", lambda: store.drain_node(self.second.node_id, why, "", deadline))
+        self._tell("drain", self.step)
+        store.drain_node(self.second.node_id, why, "", deadline)
+        psutil.wait_procs([rank], timeout=60)
         self.cluster.remove_node(self.second, allow_graceful=False)
 
     def kill_a_rank(self) -> None:
@@ -98,13 +105,11 @@ class Machines:
         before = latest_step(self.job.folder)
         while latest_step(self.job.folder) == before:
             time.sleep(0.01)
-        self._until_gone("kill -9", lambda: os.kill(self.note(0)[0], signal.SIGKILL))
+        self._tell("kill -9", latest_step(self.job.folder))
+        os.kill(self.note(0)[0], signal.SIGKILL)
 
-    def _until_gone(self, what: str, act: Callable[[], object]) -> None:
-        pid, _ = self.note(0)
-        act()
-        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
-        self.told.append({"event": what, "gone": not psutil.pid_exists(pid), "saved": latest_step(self.job.folder)})
+    def _tell(self, event: str, step: int) -> None:
+        self.told.append({"event": event, "step": step})
 
 
 def main(job: TrainingJob) -> None:
@@ -115,7 +120,7 @@ def main(job: TrainingJob) -> None:
     try:
         machines.train(job, machines.terminate_a_rank, machines.terminate_the_driver)
     except KeyboardInterrupt:
-        machines.told.append({"event": "KeyboardInterrupt"})
+        machines.told.append({"event": "KeyboardInterrupt", "step": latest_step(job.folder)})
     often = job.model_copy(update={"recipe": job.recipe.model_copy(update={"checkpoint_every": 10})})
     machines.train(often, machines.take_a_node, machines.kill_a_rank)
     ray.shutdown()

@@ -81,6 +81,13 @@ class Box:
             index3([b + d for b, d in zip(self.stop, by, strict=True)]),
         )
 
+    def grown(self, by: Index3) -> "Box":
+        """The box with so many voxels more on either side of each axis."""
+        return Box(
+            index3([a - d for a, d in zip(self.start, by, strict=True)]),
+            index3([b + d for b, d in zip(self.stop, by, strict=True)]),
+        )
+
     def relative_to(self, origin: Index3) -> "Box":
         """The same box in the coordinates of an array that begins at `origin`."""
         return self.shifted(index3([-o for o in origin]))

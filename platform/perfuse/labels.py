@@ -134,6 +134,11 @@ def given_by_person(info: LabelInfo) -> bool:
     return info.model is None and _MADE_BY not in info.lineage
 
 
+def own_threshold(info: LabelInfo) -> int:
+    """From here on, of 255, a voxel of a label is vessel: that of the model that made it, else ½."""
+    return info.model.threshold if info.model is not None else 128
+
+
 def _refuse_human(existing: Any, name: str, scan_url: str, key: str) -> None:
     """ScanError when a label is there in which people had a hand, unless it was made from `key`."""
     there = existing.attrs.asdict() if isinstance(existing, zarr.Group) else {}

@@ -1,8 +1,5 @@
 """Counts inside the organ mask, in one pass over level 0, block by block on threads; `measured` says where they lie."""
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -14,6 +11,7 @@ from perfuse import intensity, measured, volumes
 from perfuse.catalog import ORGAN, Scan
 from perfuse.console import progress
 from perfuse.geometry import Box, Index3, blocks, index3
+from perfuse.parallel import in_order
 
 BLOCK_CHUNKS = 4
 """Chunks along rows and columns that a thread reads at once."""
@@ -32,19 +30,13 @@ def refresh(scan: Scan) -> None:
         blocks(scan.shape_zyx, index3([c * m for c, m in zip(chunk, (1, BLOCK_CHUNKS, BLOCK_CHUNKS), strict=True)]))
     )
     with progress(f"organ of {scan.info.id}, blocks", len(cuts)) as advance:
-        for box, (counts, voxels) in zip(cuts, _measured(scan, cuts, chunk), strict=True):
+        found = in_order(lambda box: measure(scan, box, chunk), cuts)
+        for box, (counts, voxels) in zip(cuts, found, strict=True):
             total += counts
             at = [a // c for a, c in zip(box.start, chunk, strict=True)]
             shares[tuple(slice(a, a + n) for a, n in zip(at, voxels.shape, strict=True))] = voxels
             advance()
     _store(scan, total, shares)
-
-
-def _measured(scan: Scan, cuts: list[Box], chunk: Index3) -> Iterator[tuple[measured.Counts, Shares]]:
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(cuts), threads):  # map alone would hold all results, were they slow to be taken
-            yield from pool.map(lambda box: measure(scan, box, chunk), cuts[first : first + threads])
 
 
 def measure(scan: Scan, box: Box, chunk: Index3) -> tuple[measured.Counts, Shares]:

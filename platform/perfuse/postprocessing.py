@@ -19,7 +19,7 @@ from perfuse.console import progress
 from perfuse.contract import Frozen, threshold_of
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, blocks, index3
-from perfuse.labels import check_output, made_by_program, writer_for
+from perfuse.labels import check_output, made_by_program, own_threshold, writer_for
 from perfuse.locks import writing
 from perfuse.metrics import euler_eighths, read_cubes
 from perfuse.parallel import in_order
@@ -141,8 +141,7 @@ def thresholds(info: LabelInfo, cleaning: Cleaning) -> tuple[int, int]:
     if cleaning.hysteresis is not None:
         low, high = (threshold_of(p) for p in cleaning.hysteresis)
         return low, high
-    own = info.model.threshold if info.model is not None else 128
-    at = own if cleaning.threshold is None else threshold_of(cleaning.threshold)
+    at = own_threshold(info) if cleaning.threshold is None else threshold_of(cleaning.threshold)
     return at, at
 
 

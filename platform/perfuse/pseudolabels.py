@@ -144,8 +144,7 @@ class Source:
         """Values of the prediction inside a box, with people's edges if these are kept."""
         if self.human is None or not self.keep_edges:
             return self.scan.read_label(self.seen.name, box)
-        wide = Box(index3([a - _REACH for a in box.start]), index3([b + _REACH for b in box.stop]))
-        wide = wide.intersect(Box.whole(self.scan.shape_zyx))
+        wide = box.grown((_REACH,) * 3).intersect(Box.whole(self.scan.shape_zyx))
         marks = self.scan.read_label(self.human.name, wide) >= _MARKED
         return within_edges(self.scan.read_label(self.seen.name, wide), marks)[box.relative_to(wide.start).slices]
 

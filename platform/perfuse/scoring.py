@@ -134,9 +134,8 @@ def surface_dice_within(
     around = tolerance.reach(tolerance_um, spacing)
 
     def count(owned: Box) -> NearCounts:
-        box = tolerance.wide(owned, shape, around)
-        cut = _cutter(scan, box)
-        own = [slice(a - c, b - c) for a, b, c in zip(owned.start, owned.stop, box.start, strict=True)]
+        box = owned.grown(around).intersect(Box.whole(shape))
+        cut, own = _cutter(scan, box), owned.relative_to(box.start).slices
         z, y, x = (slice(s.start, s.stop + (b == n)) for s, b, n in zip(own, owned.stop, shape, strict=True))
         return near_counts(
             cut(lambda b: _truth(scan, truth, b)),

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 from surface_distance.lookup_tables import create_table_neighbour_code_to_surface_area
 
-from perfuse.geometry import Spacing, blocks
+from perfuse.geometry import Box, Spacing, blocks
 from perfuse.metrics import NearCounts, near_counts, read_cubes, surface_counts, tolerance
 from perfuse.metrics.normals import areas_at
 from perfuse.scoring import surface_dice_within
@@ -23,7 +23,7 @@ def of_blocks(truth, predicted, block, within, spacing, known=None) -> NearCount
     shape, total = truth.shape, NearCounts()
     seen = np.ones(shape, np.bool_) if known is None else known
     for owned in blocks(shape, block):
-        box = tolerance.wide(owned, shape, tolerance.reach(within, spacing))
+        box = owned.grown(tolerance.reach(within, spacing)).intersect(Box.whole(shape))
         own = tuple(
             slice(a - c, b - c + (b == n)) for a, b, c, n in zip(owned.start, owned.stop, box.start, shape, strict=True)
         )

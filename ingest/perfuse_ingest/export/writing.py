@@ -6,6 +6,7 @@ from pathlib import Path
 from perfuse.catalog import Scan
 from perfuse.contract import threshold_of
 from perfuse.errors import ScanError
+from perfuse.labels import own_threshold
 from perfuse_ingest.export.files import write_nifti, write_slices, write_table
 from perfuse_ingest.export.masks import Slabs
 from perfuse_ingest.export.mesh import write_ply, write_stl
@@ -29,8 +30,7 @@ def export(scan: Scan, label: str, out: str, threshold: float | None = None) -> 
     threshold: a probability; None: that of the model that made the label, else ½. The file appears when it is whole.
     Raises ScanError for a label that is not there or a name that says no format.
     """
-    info = scan.label_info(label)
-    own = info.model.threshold if info.model is not None else 128
+    own = own_threshold(scan.label_info(label))
     slabs = Slabs(scan, label, own if threshold is None else threshold_of(threshold))
     ending = next((e for e in sorted(FORMATS, key=len, reverse=True) if out.lower().endswith(e)), None)
     if ending is None:

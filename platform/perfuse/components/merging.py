@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.components.runs import REACH, Connectivity, find_runs, join_all, meets, number_runs, paint, roots, shell
-from perfuse.geometry import Box, Index3, index3
+from perfuse.geometry import Box, Index3
 
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -176,14 +176,14 @@ class _Gathered:
         self, box: Box, voxels: Ints, owner: Ints, other: Box, theirs: Ints, other_owner: Ints
     ) -> Iterator[tuple[Ints, Ints]]:
         """Pairs of components of two blocks that touch, each pair once."""
-        wide = Box(index3([a - 1 for a in other.start]), index3([b + 1 for b in other.stop]))
+        wide = other.grown((1, 1, 1))
         if wide.intersect(box).empty:
             return
         near = _within(voxels, wide)
-        back = _within(theirs, Box(index3([a - 1 for a in box.start]), index3([b + 1 for b in box.stop])))
+        back = _within(theirs, box.grown((1, 1, 1)))
         if not near.any() or not back.any():
             return
-        size = index3([b - a + 2 for a, b in zip(wide.start, wide.stop, strict=True)])
+        size = wide.grown((1, 1, 1)).shape
         keys = _flat(theirs[back] - wide.start + 1, size)
         ours = voxels[near] - wide.start + 1
         found: list[Ints] = []

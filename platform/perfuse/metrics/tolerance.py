@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from perfuse.geometry import Box, Index3, Spacing, index3
+from perfuse.geometry import Index3, Spacing, index3
 from perfuse.metrics.normals import areas_at
 from perfuse.metrics.overlap import check_shapes, mask_bytes
 
@@ -47,15 +47,6 @@ class NearCounts:
 def reach(tolerance: float, spacing: Spacing) -> Index3:
     """Cubes that a block must see around itself, along each axis."""
     return index3([math.ceil(tolerance / s) for s in spacing])
-
-
-def wide(owned: Box, shape_zyx: Index3, around: Index3) -> Box:
-    """A block of voxels with a halo, as far as the volume goes: what `read_cubes` is asked for."""
-    grown = Box(
-        index3([a - n for a, n in zip(owned.start, around, strict=True)]),
-        index3([b + n for b, n in zip(owned.stop, around, strict=True)]),
-    )
-    return grown.intersect(Box.whole(shape_zyx))
 
 
 def near_counts(

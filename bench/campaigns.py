@@ -46,7 +46,9 @@ def make_organs() -> None:
         half, slices = WORK / "slices" / f"{specimen}-half", WORK / "slices" / specimen
         perfuse("phantom", str(half), "--shape", HALF, "--seed", str(seed))
         write_mask(ndimage.zoom(read_mask(half / "labels").astype(np.float32), 2, order=1) >= 0.5, half / "twice")
-        perfuse("phantom", str(slices), "--from-mask", str(half / "twice"), "--voxel-size-um", "50", "--seed", str(seed))
+        perfuse(
+            "phantom", str(slices), "--from-mask", str(half / "twice"), "--voxel-size-um", "50", "--seed", str(seed)
+        )
         labels = ["--labels", str(slices / "labels")] if specimen in (DENSE, VALIDATION, TEST) else []
         about = ["--voxel-size-um", "50", "--specimen", specimen, "--organ", "phantom"]
         perfuse("ingest", str(slices / "images"), scan_url(specimen), *about, *labels)

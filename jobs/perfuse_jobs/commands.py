@@ -92,7 +92,7 @@ def predict(
     model = load_model(models)
     if plan:
         from perfuse.catalog import Scan
-        from perfuse.inference.prediction import plan as plan_of
+        from perfuse.inference.planning import plan as plan_of
 
         forwards, scan = [member.contract.forward for member in model.members], Scan.open(scan_url)
         for forward in forwards:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfuse.contract import Contract, Decision, Threshold
+from perfuse.contract import Contract, Decision, Fusion, Threshold
 from perfuse.errors import RegistryError
 from perfuse.storage import digest_json
 
@@ -17,6 +17,8 @@ WEIGHTS = "weights.safetensors"
 CONTRACT = "contract.json"
 LINEAGE = "lineage.json"
 FILES = (WEIGHTS, CONTRACT, LINEAGE)
+BY_AXIS = {"axes", "axis_weights", "axis_fusion", "voxel_size_um"}
+"""Keys of `forward` that do not change what is seen along one axis."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Bundle:
     def members(self) -> "tuple[Bundle, ...]":
         """Whose logits are averaged: its own."""
         return (self,)
+
+    @property
+    def fusion(self) -> Fusion:
+        """How its only member is read: as it is."""
+        return Fusion()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -60,6 +67,11 @@ class Bundle:
         return digest_json(
             {"weights": weights_digest(self.weights), "forward": self.contract.forward.model_dump(mode="json")}
         )
+
+    def seen_digest(self) -> str:
+        """Identity of what the network sees along one axis: all of `forward` but the choice of axes and how they become one."""
+        forward = self.contract.forward.model_dump(mode="json", exclude=BY_AXIS)
+        return digest_json({"weights": weights_digest(self.weights), "forward": forward})
 
     def digest(self) -> str:
         """Identity of the whole bundle: `forward` and decision."""
@@ -94,12 +106,13 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Bundles that answer as one: the mean of their logits, where each bundle counts alike, however many axes it sees."""
+    """Bundles that answer as one: the mean of their logits, each counting alike, however many axes it sees, or as `fusion` says."""
 
     members: tuple[Bundle, ...]
     """Of the same classes."""
     threshold: Threshold
     """What their probabilities are read by, of 255."""
+    fusion: Fusion = field(default_factory=Fusion)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -121,8 +134,11 @@ class Ensemble:
         return replace(self, threshold=threshold)
 
     def forward_digest(self) -> str:
-        """Identity of what they answer together; their order does not matter."""
-        return digest_json(sorted(member.forward_digest() for member in self.members))
+        """Identity of what they answer together; their order does not matter where all count alike."""
+        digests = [member.forward_digest() for member in self.members]
+        if self.fusion == Fusion():
+            return digest_json(sorted(digests))
+        return digest_json([digests, self.fusion.model_dump(mode="json")])
 
     def digest(self) -> str:
         """Identity of answer and threshold."""

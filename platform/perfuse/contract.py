@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from perfuse.errors import ContractError
 
 Axis = Literal["z", "y", "x"]
+Blend = Literal["logit", "probability"]
+Turns = Literal["none", "flips", "quarters", "all"]
+Window = Literal["mean", "hann", "gaussian", "max"]
 Level = Annotated[int, Field(ge=1, le=255)]
 Threshold = Level | dict[str, Level]
 """Of 255: one for all classes, or each class's own, by its name."""
@@ -111,6 +114,11 @@ class Network(Frozen):
         return len(self.class_names) * len(self.targets)
 
 
+def since(default: Any) -> Any:
+    """A field that contracts of before do not know: left out where it has its default, so that their digests stay."""
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 class Forward(Frozen):
     """All that decides the logits, besides the weights."""
 
@@ -123,10 +131,39 @@ class Forward(Frozen):
     tile: int = Field(256, ge=32, multiple_of=32)
     overlap: float = Field(0.25, ge=0, le=0.75)
     """Share of a tile that it has in common with the next."""
-    window: Literal["mean", "hann"] = "hann"
-    """Weights by which overlapping tiles are blended, in logits."""
+    window: Window = "hann"
+    """Weights by which overlapping tiles are blended; max: the largest of them counts."""
+    blend: Blend = since("logit")
+    """What views, tiles and axes are blended in."""
+    turns: Turns = since("none")
+    """A tile is seen mirrored along rows and columns (flips, 4 views), in four quarter turns, or in all 8 ways; the mean counts."""
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = since((1.0,))
+    """How many times as large a tile is seen (bilinear), each size in all turns; logits are brought back and averaged."""
+    axis_weights: tuple[Annotated[int, Field(ge=0, le=100)], ...] = since(())
+    """How much each of `axes` counts; empty: alike."""
+    axis_fusion: Literal["mean", "max"] = since("mean")
+    """How the answers along several axes become one."""
+    resample_um: Annotated[float, Field(gt=0)] | None = since(None)
+    """Edge, µm, of the voxels to which a scan is resized before the network sees it (trilinear), and the answer back; None: its own."""
+    skip_background: bool = since(False)
+    """Tiles without a chunk that the organ mask touches are not seen by the network: they are background."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: the driver chooses what the machine is fast at, once per job, and records it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Forward":
+        if self.axis_weights and (len(self.axis_weights) != len(self.axes) or not any(self.axis_weights)):
+            raise ValueError(
+                f"axis_weights {self.axis_weights}: one for each of {len(self.axes)} axes is needed, not all 0"
+            )
+        if not self.scales or len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {self.scales}: name each size once, 1 for the tile as it is")
+        for scale in self.scales:
+            if (self.tile * scale) % 32:
+                raise ValueError(
+                    f"scales: {scale:g} × tile {self.tile} = {self.tile * scale:g} pixels; a multiple of 32 is needed"
+                )
+        return self
 
     @property
     def stride(self) -> int:
@@ -145,6 +182,23 @@ class Forward(Frozen):
                     f"the model allows pixels of {low:g} to {high:g} µm only. Use a model trained at this "
                     "scale, or ingest the scan at an allowed voxel size."
                 )
+
+
+class Fusion(Frozen):
+    """How several members answer as one."""
+
+    average: Blend | None = None
+    """What is averaged; None: what the members blend in, if it is one for all, else logits."""
+    weights: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = ()
+    """How much each member counts; empty: alike."""
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """By what each member's logits are divided, where logits are averaged; empty: 1."""
+
+    @model_validator(mode="after")
+    def _some_count(self) -> "Fusion":
+        if self.weights and not any(self.weights):
+            raise ValueError("weights: at least one must be above 0")
+        return self
 
 
 class Decision(Frozen):

@@ -14,9 +14,9 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Decision, Forward, Network
 from perfuse.errors import RegistryError
 from perfuse.geometry import Box
-from perfuse.inference import predict_local, prepare, probability, probability_of_array
-from perfuse.inference.logits import fuse
-from perfuse.inference.prediction import Worker, plan
+from perfuse.inference import plan, predict_local, prepare, probability, probability_of_array
+from perfuse.inference.logits import Seen, fuse
+from perfuse.inference.prediction import Worker
 from perfuse.inference.scratch import SLAB
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.models import build
@@ -94,7 +94,7 @@ def test_a_prediction_of_two_classes_is_two_plain_loops(scan: Scan, network: Net
     for number, info in enumerate(infos):
         engine = alone(made, number)
         axes = [np.moveaxis(slab(engine, values, a, (0, values.shape[a]))[0], 0, a) for a in (0, 2)]
-        np.testing.assert_array_equal(scan.label(info.name)[:], fuse([axes]))
+        np.testing.assert_array_equal(scan.label(info.name)[:], fuse([Seen.of(made.contract.forward, axes)]))
     whole = probability(build_of(made), forward, scan, Box.whole(scan.shape_zyx))
     np.testing.assert_array_equal(whole, [scan.label(info.name)[:] for info in infos])
     assert not np.array_equal(*whole)

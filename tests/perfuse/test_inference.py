@@ -15,9 +15,9 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
-from perfuse.inference import predict_local, prepare, probability, probability_of_array
-from perfuse.inference.logits import LIMIT, ONE, divide, fuse, window
-from perfuse.inference.prediction import Worker, plan
+from perfuse.inference import plan, predict_local, prepare, probability, probability_of_array
+from perfuse.inference.logits import LIMIT, ONE, Seen, divide, fuse, window
+from perfuse.inference.prediction import Worker
 from perfuse.inference.scratch import SLAB
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.models import build
@@ -93,7 +93,9 @@ def test_integer_mean_ignores_order(parts):
 def test_fusion_rounds_once():
     logits = [np.array([-16384, -1024, 0, 1024, 16384], np.int16), np.array([-16384, -1024, 1, 3072, 16384], np.int16)]
     mean = np.array([-16, -1, 1 / 1024, 2, 16])
-    np.testing.assert_array_equal(fuse([logits]), np.floor(255 / (1 + np.exp(-mean)) + 0.5).astype(np.uint8))
+    np.testing.assert_array_equal(
+        fuse([Seen.of(forward(axes=("z", "y")), logits)]), np.floor(255 / (1 + np.exp(-mean)) + 0.5).astype(np.uint8)
+    )
     assert window("hann", 64).min() >= 1
     assert int(window("hann", 256).max()) * LIMIT * ONE * 64 < 2**31
 
@@ -123,7 +125,7 @@ def test_prediction_is_what_a_plain_loop_gives(scan):
     )
     engine = Engine.of(network, made.contract.forward, "cpu", info.model.precision)
     axes = [np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in range(3)]
-    np.testing.assert_array_equal(stored, fuse([axes]))
+    np.testing.assert_array_equal(stored, fuse([Seen.of(made.contract.forward, axes)]))
 
 
 def test_same_key_runs_nothing_and_a_new_threshold_no_network(scan, monkeypatch):
@@ -205,10 +207,11 @@ def test_members_count_alike_however_many_axes_they_see(axes, seed):
     members = [[rng.integers(-LIMIT * ONE, LIMIT * ONE + 1, 50).astype(np.int16) for _ in range(n)] for n in axes]
     mean = np.mean([np.mean(member, axis=0) for member in members], axis=0) / ONE
     plain = 255 / (1 + np.exp(-mean))
-    fused = fuse(members)
+    seen = [Seen.of(forward(axes=tuple("zyx"[: len(member)])), member) for member in members]
+    fused = fuse(seen)
     assert fused.dtype == np.uint8
     assert np.abs(fused - plain).max() <= 0.5 + 255 / 4 / ONE
-    np.testing.assert_array_equal(fused, fuse(reversed([list(reversed(m)) for m in members])))
+    np.testing.assert_array_equal(fused, fuse(reversed(seen)))
 
 
 def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
@@ -223,7 +226,8 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
         network.load_state_dict(made.weights)
         engine = Engine.of(network, made.contract.forward, "cpu", info.model.precision)
         axes = ["zyx".index(a) for a in made.contract.forward.axes]
-        members.append([np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in axes])
+        parts = [np.moveaxis(slab(engine, values, a, (0, scan.shape_zyx[a])), 0, a) for a in axes]
+        members.append(Seen.of(made.contract.forward, parts))
     np.testing.assert_array_equal(scan.label("mean")[:], fuse(members))
     assert info.model.threshold == 77
     assert [p.name for p in Path(scan.url, "perfuse/scratch").iterdir()] == ["zarr.json"]

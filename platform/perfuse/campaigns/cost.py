@@ -8,7 +8,7 @@ from perfuse.campaigns.planning import Plan, Planned, Site
 from perfuse.campaigns.schema import Train, answering
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Frozen, Network
-from perfuse.inference.prediction import plan as plan_prediction
+from perfuse.inference.planning import plan as plan_prediction
 from perfuse.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from perfuse.inference.arrays import probability, probability_of_array
 from perfuse.inference.local import predict_local
-from perfuse.inference.prediction import Prediction, PredictionPlan, prepare
+from perfuse.inference.planning import PredictionPlan, plan
+from perfuse.inference.prediction import Prediction, prepare
 
-__all__ = ["Prediction", "PredictionPlan", "predict_local", "prepare", "probability", "probability_of_array"]
+__all__ = ["Prediction", "PredictionPlan", "plan", "predict_local", "prepare", "probability", "probability_of_array"]

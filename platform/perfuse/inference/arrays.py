@@ -1,5 +1,6 @@
 """Probabilities of volumes that fit in memory: a box of a scan, or an array that somebody sends."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy.typing as npt
 
 from perfuse.catalog import Scan
 from perfuse.contract import Forward
-from perfuse.geometry import Box, Index3, index3, move_axis
-from perfuse.inference.logits import Logits, fuse
+from perfuse.geometry import AXES, Box, Index3, index3, move_axis
+from perfuse.inference.grid import resized, shape_at
+from perfuse.inference.logits import Logits, Seen, fuse
 from perfuse.inference.slab import Engine, Read, rows_of_logits
 from perfuse.models import best_device, resolve_precision
 from perfuse.normalisation import bounds, bounds_of, normalise
@@ -24,8 +26,13 @@ def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: B
 
     The box is taken as a volume of its own: near its faces the network sees edges that the scan has not.
     """
-    voxels = normalise(scan.read_image(box), bounds(scan, forward.normalisation), forward.normalisation)
-    return _fused(network, forward, voxels, ["zyx".index(a) for a in forward.axes])
+    window, axes = bounds(scan, forward.normalisation), ["zyx".index(a) for a in forward.axes]
+    voxels = scan.read_image(box)
+    if forward.resample_um is None:
+        return _fused(network, forward, normalise(voxels, window, forward.normalisation), axes)
+    shape = shape_at(forward.resample_um, box.shape, scan.info.voxel_size_um)
+    values = normalise(_resized(voxels, shape), window, forward.normalisation)
+    return _fused(network, forward, values, axes, lambda part: np.rint(_resized(part, box.shape)).astype(np.int16))
 
 
 def probability_of_array(
@@ -35,7 +42,7 @@ def probability_of_array(
     *,
     window: tuple[float, float] | None = None,
 ) -> Probability:
-    """Probability uint8 of an array [y, x] or [z, y, x], of the same shape behind the axis of classes.
+    """Probability uint8 of an array [y, x] or [z, y, x], of the same shape behind the axis of classes; seen as it is.
 
     window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which
     the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
@@ -48,12 +55,30 @@ def probability_of_array(
 
 
 def _fused(
-    network: "torch.nn.Module", forward: Forward, values: npt.NDArray[np.float32], axes: list[int]
+    network: "torch.nn.Module",
+    forward: Forward,
+    values: npt.NDArray[np.float32],
+    axes: list[int],
+    back: Callable[[Logits], Logits] = lambda part: part,
 ) -> Probability:
     device = best_device()
     engine = Engine.of(network, forward, device, resolve_precision(forward.precision, device))
     shape = index3(values.shape)
-    return fuse([[_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]])
+    seen = forward.changed(axes=tuple(AXES[a] for a in axes), axis_weights=_weights(forward, axes))
+    parts = [_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]
+    return np.stack([fuse([Seen.of(seen, [back(part[k]) for part in parts])]) for k in range(len(parts[0]))])
+
+
+def _resized(volume: npt.NDArray[Any], shape_zyx: Index3) -> npt.NDArray[np.float32]:
+    given = index3(volume.shape)
+    z, y, x = (n / m for n, m in zip(given, shape_zyx, strict=True))
+    return resized(lambda box: volume[box.slices], given, shape_zyx, (z, y, x), Box.whole(shape_zyx))
+
+
+def _weights(forward: Forward, axes: list[int]) -> tuple[int, ...]:
+    """Of the axes that are seen; alike where only such are left that count for nothing."""
+    weights = [forward.axis_weights[forward.axes.index(AXES[a])] for a in axes] if forward.axis_weights else []
+    return tuple(weights) if any(weights) else ()
 
 
 def _along(engine: Engine, read: Read, shape_zyx: Index3, axis: int) -> Logits:

@@ -3,18 +3,22 @@
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
+from perfuse.geometry import Box
 from perfuse.inference.prediction import Worker, already_done, prepare
 from perfuse.locks import writing
 
 
-def predict_local(scan_url: str, model: Model, output: str) -> tuple[LabelInfo, ...]:
+def predict_local(
+    scan_url: str, model: Model, output: str, *, roi: Box | None = None, keep_scratch: bool = False
+) -> tuple[LabelInfo, ...]:
     """Predict a scan into a soft label for each class: `output`, or `output`-CLASS where there are several.
 
-    Done work is not repeated: neither a finished label nor a finished slab.
+    Done work is not repeated: neither a finished label nor a finished slab. roi: the voxels of the scan that are predicted.
+    keep_scratch: the members' logits stay beside the scan, for other fusions of them.
     """
     import torch
 
-    prediction = prepare(scan_url, model, output)
+    prediction = prepare(scan_url, model, output, roi=roi)
     with writing(scan_url, f"label-{output}"):
         done = already_done(prediction, model)
         if done is not None:
@@ -27,4 +31,4 @@ def predict_local(scan_url: str, model: Model, output: str) -> tuple[LabelInfo, 
                 advance()
         for row in prediction.shards_to_do():
             prediction.run_fuse(row)
-        return prediction.finish(model)
+        return prediction.finish(model, keep_scratch=keep_scratch)

@@ -1,8 +1,8 @@
 """A prediction as tasks: slabs along each axis into int16 scratch, then shards of the soft label.
 
-Everything that decides a voxel is in the key: the scan's digest, and each member's forward contract with its weights and
-precision. Every member has a scratch of its own. Scratch and label carry done-marks; what is marked and intact is never
-computed again.
+Everything that decides a voxel is in the key: the scan's digest, the region, each member's forward contract with its weights
+and precision, and how they are fused. Every member has a scratch of its own, whose key knows nothing of fusion: what is fused
+otherwise asks no network. Scratch and label carry done-marks; what is marked and intact is never computed again.
 """
 
 from dataclasses import dataclass, field
@@ -12,87 +12,40 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse import storage, volumes
-from perfuse.bundle import Model
+from perfuse.bundle import Bundle, Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
-from perfuse.contract import Forward, Frozen, of_class, read_by
+from perfuse.contract import Forward, Frozen, Fusion, of_class, read_by
 from perfuse.errors import ContractError, PlanError
-from perfuse.geometry import Box, move_axis, runs, tile_starts
-from perfuse.inference.logits import fuse
-from perfuse.inference.scratch import BAND, SLAB, Scratch
-from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.geometry import Box, Index3
+from perfuse.inference.grid import Grid
+from perfuse.inference.logits import Seen, fuse
+from perfuse.inference.planning import PredictionPlan, plan, slabs
+from perfuse.inference.region import Region
+from perfuse.inference.scratch import Scratch
+from perfuse.inference.slab import Engine, rows_of_logits
 from perfuse.labels import LabelWriter, check_output, writer_for
 from perfuse.models import Precision, best_device, resolve_precision
 from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
 
-
-class PredictionPlan(Frozen):
-    """What a prediction will take, before it begins."""
-
-    slabs: int
-    tiles: int
-    shards: int
-    input_bytes: int
-    scratch_bytes: int
-    output_bytes: int
-    peak_bytes: int
-    """Memory of one actor at its largest slab, besides the network."""
-
-
-def plan(scan: Scan, *members: Forward) -> PredictionPlan:
-    """Count the work, from shapes alone; that of several members as one prediction."""
-    parts = [_plan(scan, forward) for forward in members]
-    return parts[0].model_copy(
-        update={
-            **{n: sum(getattr(p, n) for p in parts) for n in ("slabs", "tiles", "input_bytes", "scratch_bytes")},
-            "peak_bytes": max(p.peak_bytes for p in parts),
-        }
-    )
-
-
-def _plan(scan: Scan, forward: Forward) -> PredictionPlan:
-    voxels = int(np.prod(scan.shape_zyx))
-    classes = len(forward.network.class_names)
-    axes = ["zyx".index(a) for a in forward.axes]
-    seen = [move_axis(scan.shape_zyx, axis) for axis in axes]
-    tiles = sum(d * _tiles(h, forward) * _tiles(w, forward) for d, h, w in seen)
-    shard = volumes.shard_shape(scan.shape_zyx)
-    return PredictionPlan(
-        slabs=sum(len(runs(d, SLAB)) for d, _, _ in seen),
-        tiles=tiles,
-        shards=classes * int(np.prod([-(-n // s) for n, s in zip(scan.shape_zyx, shard, strict=True)])),
-        input_bytes=voxels * np.dtype(scan.info.dtype).itemsize * len(axes),
-        scratch_bytes=2 * voxels * len(axes) * classes,
-        output_bytes=voxels * classes,
-        peak_bytes=max(_slab_bytes(w, h, forward) for _, h, w in seen),
-    )
-
-
-def _tiles(length: int, forward: Forward) -> int:
-    return len(tile_starts(length, forward.tile, forward.stride))
-
-
-def _slab_bytes(width: int, height: int, forward: Forward) -> int:
-    columns = max(width, forward.tile) + forward.tile
-    network = forward.network
-    reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
-    reading = (SLAB + 2 * PLANES + reach) * forward.tile * columns * (2 + 4 + 4)
-    adding = 2 * SLAB * forward.tile * columns * 4
-    gathering = SLAB * (min(BAND, height) + forward.tile) * width * 2
-    return reading + len(network.class_names) * (adding + gathering)
+SCRATCH = "perfuse/scratch"
+"""The group of all members' logits, relative to the scan."""
 
 
 class Member(Frozen):
     """One of the networks whose logits are averaged, on one scan."""
 
     key: str
+    """Of what it says of the scan."""
+    seen_key: str
+    """Of what it sees along any one axis."""
     forward: Forward
     precision: Precision
 
     @property
     def scratch(self) -> str:
         """The scratch group, relative to the scan."""
-        return f"perfuse/scratch/{self.key[:16]}"
+        return f"{SCRATCH}/{self.seen_key[:16]}"
 
     @property
     def axes(self) -> list[int]:
@@ -108,6 +61,9 @@ class Prediction(Frozen):
     key: str
     members: tuple[Member, ...]
     device: str
+    fusion: Fusion = Fusion()
+    roi: tuple[Index3, Index3] | None = None
+    """Start and stop of the voxels of the scan that are predicted; None: all."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -120,36 +76,48 @@ class Prediction(Frozen):
         return tuple(of_class(self.output, name) for name in self.class_names)
 
     def slabs(self) -> list[dict[str, int]]:
-        """Rows: every slab of every axis of every member; `task` counts along the axis."""
-        shape = Scan.open(self.scan_url).shape_zyx
+        """Rows: every slab of every axis of every member that the region reaches into; `task` counts along the axis."""
+        scan = Scan.open(self.scan_url)
         return [
             {"member": number, "axis": axis, "task": task, "start": a, "stop": b}
             for number, member in enumerate(self.members)
             for axis in member.axes
-            for task, (a, b) in enumerate(runs(shape[axis], SLAB))
+            for task, (a, b) in slabs(self._region(scan, member), axis)
         ]
 
     def slabs_to_do(self) -> list[dict[str, int]]:
         """Those whose logits are missing or torn."""
+        scan = Scan.open(self.scan_url)
         seen = [(number, axis) for number, member in enumerate(self.members) for axis in member.axes]
-        intact = {(number, axis): self._scratch(number, axis).intact() for number, axis in seen}
+        intact = {(number, axis): self._scratch(scan, number, axis).intact() for number, axis in seen}
         return [row for row in self.slabs() if row["task"] not in intact[row["member"], row["axis"]]]
 
-    def _scratch(self, member: int, axis: int) -> Scratch:
-        return Scratch(self.scan_url, self.members[member].scratch, axis, self.members[member].key, self.class_names)
+    def _region(self, scan: Scan, member: Member) -> Region:
+        return Region.of(Grid.of(scan, member.forward), member.forward, self._box)
+
+    @property
+    def _box(self) -> Box | None:
+        return None if self.roi is None else Box(*self.roi)
+
+    def _scratch(self, scan: Scan, number: int, axis: int) -> Scratch:
+        member = self.members[number]
+        shape = Grid.of(scan, member.forward).shape_zyx
+        return Scratch(scan.url, member.scratch, axis, member.seen_key, shape, self.class_names)
 
     def run_slab(self, row: dict[str, int], engine: Engine) -> None:
         """Compute one slab's logits by its member's engine, write its shards whole, then its done-mark."""
-        scan = Scan.open(self.scan_url)
-        normalisation = self.members[row["member"]].forward.normalisation
+        scan, member = Scan.open(self.scan_url), self.members[row["member"]]
+        region, normalisation = self._region(scan, member), member.forward.normalisation
         window = bounds(scan, normalisation)
 
         def read(box: Box) -> npt.NDArray[np.float32]:
-            return normalise(scan.read_image(box), window, normalisation)
+            return normalise(region.grid.read(box), window, normalisation)
 
-        scratch = self._scratch(row["member"], row["axis"])
-        rows = rows_of_logits(engine, read, scan.shape_zyx, row["axis"], (row["start"], row["stop"]))
-        scratch.write(row["task"], (row["start"], row["stop"]), rows)
+        scratch = self._scratch(scan, row["member"], row["axis"])
+        planes = (row["start"], row["stop"])
+        needed = None if region.everywhere else region.needed
+        rows = rows_of_logits(engine, read, region.grid.shape_zyx, row["axis"], planes, needed)
+        scratch.write(row["task"], planes, rows)
 
     def writer(self, class_number: int = 0) -> LabelWriter:
         """The writer of the soft label of a class."""
@@ -160,19 +128,32 @@ class Prediction(Frozen):
         return [{"class": k, "task": task} for k in range(len(self.outputs)) for task in self.writer(k).todo()]
 
     def run_fuse(self, row: dict[str, int]) -> None:
-        """Fuse members and axes inside one shard of a label, and write it."""
+        """Fuse members and axes inside one shard of a label, and write it; outside the region it is 0."""
         writer = self.writer(row["class"])
         box = writer.tasks[row["task"]]
-        logits = (
-            [self._scratch(number, axis).read(box, row["class"]) for axis in member.axes]
-            for number, member in enumerate(self.members)
-        )
-        writer.write(row["task"], fuse(logits))
+        inside = box if self._box is None else box.intersect(self._box)
+        block = np.zeros(box.shape, np.uint8)
+        if not inside.empty:
+            block[inside.relative_to(box.start).slices] = self.fused(inside, row["class"])
+        writer.write(row["task"], block)
 
-    def finish(self, model: Model) -> tuple[LabelInfo, ...]:
-        """Coarser levels and summary of each class's label; then the scratch goes."""
+    def fused(self, box: Box, class_number: int = 0) -> npt.NDArray[np.uint8]:
+        """Probability uint8[z, y, x] of a class in a box of the scan, from the members' logits, which must be there."""
+        scan = Scan.open(self.scan_url)
+        return fuse((self.seen(scan, number, box, class_number) for number in range(len(self.members))), self.fusion)
+
+    def seen(self, scan: Scan, number: int, box: Box, class_number: int = 0) -> Seen:
+        """What a member saw of a class in a box of the scan."""
+        member = self.members[number]
+        grid = Grid.of(scan, member.forward)
+        scratches = (self._scratch(scan, number, axis) for axis in member.axes)
+        axes = (grid.back(lambda b, s=s: s.read(b, class_number), box) for s in scratches)  # type: ignore[misc]
+        return Seen.of(member.forward, axes)
+
+    def finish(self, model: Model, *, keep_scratch: bool = False) -> tuple[LabelInfo, ...]:
+        """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept."""
         infos = tuple(self._finish(model, number) for number in range(len(self.outputs)))
-        for member in self.members:
+        for member in self.members if not keep_scratch else ():
             storage.remove_tree(storage.join(self.scan_url, member.scratch))
         refresh(self.scan_url)
         return infos
@@ -183,6 +164,7 @@ class Prediction(Frozen):
             "scan_digest": Scan.open(self.scan_url).info.digest,
             "members": [member.uri for member in model.members],
             "donors": model.donors,
+            **self._about(),
         }
 
         def summary(foreground: float, digest: str) -> LabelInfo:
@@ -192,11 +174,20 @@ class Prediction(Frozen):
                 foreground=foreground,
                 digest=digest,
                 key=self.key,
+                box=self.roi,
                 model=made_by,
                 lineage=lineage,
             )
 
         return self.writer(class_number).finish(summary)
+
+    def _about(self) -> dict[str, Any]:
+        """How members were fused, where there are several; what share of the pictures was left out."""
+        scan = Scan.open(self.scan_url)
+        counted = plan(scan, *(member.forward for member in self.members), roi=self._box)
+        skipped = counted.skipped / max(counted.tiles + counted.skipped, 1)
+        fusion = self.fusion.model_dump(mode="json", exclude_defaults=True)
+        return ({"fusion": fusion} if fusion else {}) | ({"skipped": round(skipped, 4)} if skipped else {})
 
     def made_by(self, model: Model, class_number: int) -> ModelRef:
         """What the label of a class says of the model that made it."""
@@ -211,12 +202,14 @@ class Prediction(Frozen):
         )
 
 
-def prepare(scan_url: str, model: Model, output: str, *, memory_bytes: int | None = None) -> Prediction:
+def prepare(
+    scan_url: str, model: Model, output: str, *, roi: Box | None = None, memory_bytes: int | None = None
+) -> Prediction:
     """Check scan against contract, choose device and precision, and give the work its key.
 
-    memory_bytes: what an actor may use, for PlanError.
+    roi: the voxels of the scan that are predicted; None: all. memory_bytes: what an actor may use, for PlanError.
     Raises ContractError for a voxel size that the contract forbids or a member named twice, ScanError for a missing scan or
-    an output that cannot be written, PlanError when a slab does not fit in memory.
+    an output that cannot be written, PlanError when a slab does not fit in memory or the region lies outside.
     """
     scan = Scan.open(scan_url)
     for name in model.class_names:
@@ -224,27 +217,43 @@ def prepare(scan_url: str, model: Model, output: str, *, memory_bytes: int | Non
     forwards = [member.contract.forward for member in model.members]
     for forward in forwards:
         forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-    _check_fits(plan(scan, *forwards), memory_bytes)
+    _check_roi(scan, roi)
+    _check_fits(plan(scan, *forwards, roi=roi), memory_bytes)
     device = best_device()
-    voxels = [scan.info.digest, *scan.organ_identity]
-    precisions = [resolve_precision(forward.precision, device) for forward in forwards]
-    keys = [
-        storage.digest_json([*voxels, member.forward_digest(), precision, device])
-        for member, precision in zip(model.members, precisions, strict=True)
-    ]
+    members = tuple(_member(scan, bundle, device, roi) for bundle in model.members)
+    keys = [member.key for member in members]
     if len(set(keys)) < len(keys):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
-    members = [
-        Member(key=key, forward=forward, precision=precision)
-        for key, forward, precision in zip(keys, forwards, precisions, strict=True)
-    ]
+    fusion = model.fusion
     return Prediction(
         scan_url=scan.url,
         output=output,
-        key=storage.digest_json(sorted(keys)),
-        members=tuple(members),
+        key=storage.digest_json(sorted(keys) if fusion == Fusion() else [keys, fusion.model_dump(mode="json")]),
+        members=members,
         device=device,
+        fusion=fusion,
+        roi=None if roi is None else (roi.start, roi.stop),
     )
+
+
+def _member(scan: Scan, bundle: Bundle, device: str, roi: Box | None) -> Member:
+    forward = bundle.contract.forward
+    precision = resolve_precision(forward.precision, device)
+    voxels = [scan.info.digest, *scan.organ_identity, *([] if roi is None else [roi.start, roi.stop])]
+    return Member(
+        key=storage.digest_json([*voxels, bundle.forward_digest(), precision, device]),
+        seen_key=storage.digest_json([*voxels, bundle.seen_digest(), precision, device]),
+        forward=forward,
+        precision=precision,
+    )
+
+
+def _check_roi(scan: Scan, roi: Box | None) -> None:
+    if roi is not None and (roi.empty or roi.intersect(Box.whole(scan.shape_zyx)) != roi):
+        raise PlanError(
+            f"The region {roi.start} to {roi.stop} (z, y, x) must hold a voxel and lie inside the scan, which has "
+            f"{' × '.join(map(str, scan.shape_zyx))}."
+        )
 
 
 def _check_fits(wanted: PredictionPlan, memory_bytes: int | None) -> None:

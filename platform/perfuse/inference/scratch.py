@@ -7,10 +7,9 @@ import numpy as np
 import zarr
 
 from perfuse import shards, volumes
-from perfuse.catalog import Scan
 from perfuse.contract import of_class
 from perfuse.errors import ScanError
-from perfuse.geometry import Box, along_axis, index3, move_axis, runs
+from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs
 from perfuse.inference.logits import Logits
 
 SLAB = 64
@@ -22,8 +21,10 @@ BAND = 512
 class Scratch:
     """Int16 logits of one axis, an array for each class; shards are as thick as a slab along it, which alone writes them."""
 
-    def __init__(self, scan_url: str, path: str, axis: int, key: str, class_names: Sequence[str] = ("",)) -> None:
-        self.axis, self.shape = axis, Scan.open(scan_url).shape_zyx
+    def __init__(
+        self, scan_url: str, path: str, axis: int, key: str, shape_zyx: Index3, class_names: Sequence[str] = ("",)
+    ) -> None:
+        self.axis, self.shape = axis, shape_zyx
         group = volumes.open_group(scan_url, "r+").require_group(path)
         self.arrays = [self._array(group, of_class("zyx"[axis], name)) for name in class_names]
         self._marks = volumes.DoneMarks(group, f"done-{'zyx'[axis]}", len(runs(self.shape[axis], SLAB)), key)

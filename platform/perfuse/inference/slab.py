@@ -11,6 +11,8 @@ slabs are cut, and a plane's logits the same bits.
 
 A network that segments all planes of its panels sees each plane in as many panels; those that stand outside a slab, but show
 planes of it, are computed too, and the integer mean is over all of them.
+
+Tiles that nobody needs are left out, `PLANES` planes at a time, again counted from the scan's first: what no tile showed is background.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +24,8 @@ import numpy.typing as npt
 
 from perfuse.contract import Forward, Network
 from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
-from perfuse.inference.logits import LIMIT, ONE, Logits, divide, window
+from perfuse.inference import views
+from perfuse.inference.logits import BACKGROUND, Logits, divide, window
 from perfuse.models import Precision
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ PLANES = 8
 """Planes in a batch; slabs are multiples of it."""
 
 Read = Callable[[Box], npt.NDArray[np.float32]]
+Needed = Callable[[Box], bool]
+"""Whether the network has to see what lies in a box of the volume."""
 
 
 @dataclass(frozen=True)
@@ -52,71 +57,137 @@ class Engine:
         return cls(placed, forward, device, precision)
 
     def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-        """Fixed-point logits [n, classes · targets, h, w] of float32 images [n, planes, h, w]."""
+        """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-            answer = self.network(batch).float().clamp(-LIMIT, LIMIT)
-            return np.asarray((answer * ONE).round().to(torch.int32).cpu().numpy())
+            return np.asarray(views.answer(self.network, batch, self.forward).cpu().numpy())
 
 
 def rows_of_logits(
-    engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int]
-) -> Iterator[tuple[int, Logits]]:
-    """Finished rows of a slab, in order: (first row, int16[classes, planes, rows, columns]), as seen along `axis`.
-
-    read: normalised voxels of a box inside the volume. planes: first and last + 1; the first a multiple of `PLANES`.
-    """
-    forward = engine.forward
-    _, height, width = move_axis(shape_zyx, axis)
-    starts = tile_starts(height, forward.tile, forward.stride)
-    shown = (len(forward.network.class_names), planes[1] - planes[0])
-    columns = max(width, forward.tile + tile_starts(width, forward.tile, forward.stride)[-1])
-    total = np.zeros((*shown, forward.tile, columns), np.int32)
-    weight = np.zeros((forward.tile, columns), np.int32)
-    for number, top in enumerate(starts):
-        _add_row_of_tiles(engine, read, shape_zyx, axis, planes, top, total, weight)
-        bottom = starts[number + 1] if number + 1 < len(starts) else height
-        done = min(bottom, height) - top
-        yield top, divide(total[..., :done, :width], weight[:done, :width]).astype(np.int16)
-        total, weight = _roll(total, done), _roll(weight, done)
-
-
-def _roll(band: npt.NDArray[np.int32], rows: int) -> npt.NDArray[np.int32]:
-    """Without its first rows [.., rows, columns], and as many empty ones at the end."""
-    fresh = np.zeros_like(band[..., :rows, :])
-    return np.concatenate([band[..., rows:, :], fresh], axis=-2)
-
-
-def _add_row_of_tiles(
     engine: Engine,
     read: Read,
     shape_zyx: Index3,
     axis: int,
     planes: tuple[int, int],
-    top: int,
-    total: npt.NDArray[np.int32],
-    weight: npt.NDArray[np.int32],
-) -> None:
-    tile = engine.forward.tile
-    _, _, width = move_axis(shape_zyx, axis)
-    network = engine.forward.network
-    pixels = window(engine.forward.window, tile)
-    places = _places(network, planes)
-    first = places.start + network.shown[0]
-    band = _read_band(read, shape_zyx, axis, (first, places.stop + network.shown[-1]), (top, top + tile))
-    for left in tile_starts(width, tile, engine.forward.stride):
-        part = _pad_to(band[:, :, left : left + tile], tile)
-        weight[:, left : left + tile] += len(network.targets) * pixels
+    needed: Needed | None = None,
+) -> Iterator[tuple[int, Logits]]:
+    """Finished rows of a slab, in order: (first row, int16[classes, planes, rows, columns]), as seen along `axis`.
+
+    read: normalised voxels of a box inside the volume. planes: first and last + 1; the first a multiple of `PLANES`.
+    needed: of the part of a tile that is inside the volume; None: of all. What no tile shows is background.
+    """
+    forward = engine.forward
+    _, height, width = move_axis(shape_zyx, axis)
+    starts = tile_starts(height, forward.tile, forward.stride)
+    band = _Band(engine, read, shape_zyx, axis, planes, needed or (lambda _: True))
+    for number, top in enumerate(starts):
+        band.add_row_of_tiles(top)
+        bottom = starts[number + 1] if number + 1 < len(starts) else height
+        done = min(bottom, height) - top
+        yield top, band.finished(done)[..., :width]
+        band.roll(done)
+
+
+class _Band:
+    """The rows of a slab that tiles are being added to."""
+
+    def __init__(
+        self, engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed
+    ) -> None:
+        self.engine, self.read, self.shape, self.axis, self.planes, self.needed = (
+            engine,
+            read,
+            shape_zyx,
+            axis,
+            planes,
+            needed,
+        )
+        forward = engine.forward
+        self.tile, self.largest = forward.tile, forward.window == "max"
+        self.pixels = window(forward.window, self.tile)
+        self.background = BACKGROUND[forward.blend]
+        _, _, width = move_axis(shape_zyx, axis)
+        self.lefts = tile_starts(width, self.tile, forward.stride)
+        columns = max(width, self.tile + self.lefts[-1])
+        depth, runs_of_planes = planes[1] - planes[0], -(-(planes[1] - planes[0]) // PLANES)
+        self.empty = self.background if self.largest else 0
+        shape = (len(forward.network.class_names), depth, self.tile, columns)
+        self.total = np.full(shape, self.empty, np.int32)
+        self.weight = np.zeros((runs_of_planes, self.tile, columns), np.int32)
+
+    def add_row_of_tiles(self, top: int) -> None:
+        """Let the network see the tiles that begin at a row, and add what it answers."""
+        wanted = {left: runs for left in self.lefts if (runs := self._wanted(top, left))}
+        if not wanted:
+            return
+        network = self.engine.forward.network
+        places = _places(network, self.planes)
+        first = places.start + network.shown[0]
+        shown = (first, places.stop + network.shown[-1])
+        pixels = _read_band(self.read, self.shape, self.axis, shown, (top, top + self.tile))
+        for left, runs in wanted.items():
+            part = _pad_to(pixels[:, :, left : left + self.tile], self.tile)
+            self._add(left, runs, self._summed(part, first, places, runs))
+
+    def _wanted(self, top: int, left: int) -> list[int]:
+        """Which runs of `PLANES` planes of a tile are needed."""
+        _, height, width = move_axis(self.shape, self.axis)
+        rows, columns = (top, min(top + self.tile, height)), (left, min(left + self.tile, width))
+        first, last = self.planes
+        return [
+            run
+            for run, start in enumerate(range(first, last, PLANES))
+            if self.needed(along_axis(self.axis, (start, min(start + PLANES, last)), rows, columns))
+        ]
+
+    def _summed(
+        self, part: npt.NDArray[np.float32], first: int, places: range, runs: list[int]
+    ) -> npt.NDArray[np.int32]:
+        """[classes, planes, rows, columns] of a tile: the sum over the panels that show a plane."""
+        network = self.engine.forward.network
+        classes, depth = self.total.shape[:2]
+        total = np.zeros((classes, depth, self.tile, self.tile), np.int32)
         for place in places[::PLANES]:
-            answer = engine.logits(_panels(part, [place - first + n for n in network.shown]))
-            volumes = np.moveaxis(answer.reshape(PLANES, len(total), -1, tile, tile), 0, 2)
-            for number, offset in enumerate(network.targets):
-                at = place + offset - planes[0]
-                low, high = max(at, 0), min(at + PLANES, total.shape[1])
+            lands = [(n, place + offset - self.planes[0]) for n, offset in enumerate(network.targets)]
+            if not any(at < PLANES * (run + 1) and at + PLANES > PLANES * run for _, at in lands for run in runs):
+                continue
+            answer = self.engine.logits(_panels(part, [place - first + n for n in network.shown]))
+            volumes = np.moveaxis(answer.reshape(PLANES, classes, -1, self.tile, self.tile), 0, 2)
+            for number, at in lands:
+                low, high = max(at, 0), min(at + PLANES, depth)
                 if low < high:
-                    total[:, low:high, :, left : left + tile] += volumes[:, number, low - at : high - at] * pixels
+                    total[:, low:high] += volumes[:, number, low - at : high - at]
+        return total
+
+    def _add(self, left: int, runs: list[int], summed: npt.NDArray[np.int32]) -> None:
+        count, across = len(self.engine.forward.network.targets), slice(left, left + self.tile)
+        for run in runs:
+            planes = slice(PLANES * run, PLANES * (run + 1))
+            there, part = self.total[:, planes, :, across], summed[:, planes]
+            if self.largest:
+                np.maximum(there, divide(part, count), out=there)
+                self.weight[run, :, across] = 1
+            else:
+                there += part * self.pixels
+                self.weight[run, :, across] += count * self.pixels
+
+    def finished(self, rows: int) -> Logits:
+        """The first rows, to which no further tile adds: int16[classes, planes, rows, columns]."""
+        out = np.empty((*self.total.shape[:2], rows, self.total.shape[3]), np.int16)
+        for run, weight in enumerate(self.weight[:, :rows]):
+            planes = slice(PLANES * run, PLANES * (run + 1))
+            out[:, planes] = divide(self.total[:, planes, :rows], np.maximum(weight, 1))
+            if not weight.all():
+                out[:, planes, weight == 0] = self.background
+        return out
+
+    def roll(self, rows: int) -> None:
+        """Drop the first rows; as many empty ones follow."""
+        for band, empty in ((self.total, self.empty), (self.weight, 0)):
+            band[..., : self.tile - rows, :] = band[..., rows:, :].copy()
+            band[..., self.tile - rows :, :] = empty
 
 
 def _places(network: Network, planes: tuple[int, int]) -> range:

@@ -1,0 +1,121 @@
+"""The grid on which a network sees a scan: the scan's own, or that of another voxel size, and the way back.
+
+Resizing is linear along each axis, with a low-pass where voxels get larger, from the level of the pyramid that is next finer.
+A voxel's value follows from its own place alone, in one order of sums: it does not depend on the box that it is asked with.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.catalog import Scan
+from perfuse.contract import Forward
+from perfuse.geometry import Box, Index3, Spacing, index3
+from perfuse.inference.logits import Logits
+from perfuse.resampling import AxisWeights
+from perfuse.volumes import pyramid_levels
+
+Voxels = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxels in the field of view of a scan, from the same corner."""
+
+    scan: Scan
+    level: int
+    """Of the image, whose voxels are read."""
+    shape_zyx: Index3
+    factor: Spacing
+    """Edges of its voxels in voxels of that level."""
+
+    @classmethod
+    def of(cls, scan: Scan, forward: Forward) -> "Grid":
+        """The scan's own grid, or that of `forward.resample_um`, so that whole voxels fill the field of view."""
+        if forward.resample_um is None:
+            return cls(scan, 0, scan.shape_zyx, (1.0, 1.0, 1.0))
+        edges = scan.info.voxel_size_um
+        shape = shape_at(forward.resample_um, scan.shape_zyx, edges)
+        wanted = [n * e / m for n, e, m in zip(scan.shape_zyx, edges, shape, strict=True)]
+        scales = [level.scale_um for level in pyramid_levels(scan.shape_zyx, edges)[: scan.levels]]
+        fine = [k for k, scale in enumerate(scales) if all(s <= w * 1.01 for s, w in zip(scale, wanted, strict=True))]
+        level = max(fine, default=0)
+        z, y, x = (w / s for w, s in zip(wanted, scales[level], strict=True))
+        return cls(scan, level, shape, (z, y, x))
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether it is the scan's own grid."""
+        return self.level == 0 and self.shape_zyx == self.scan.shape_zyx
+
+    def read(self, box: Box) -> Voxels:
+        """Intensities float32[z, y, x] inside a box of the grid."""
+        array = self.scan.level(self.level)
+        if self.factor == (1.0, 1.0, 1.0):
+            voxels = self.scan.read_image(box) if self.level == 0 else array[box.slices]
+            return np.asarray(voxels, np.float32)
+        return resized(
+            lambda source: np.asarray(array[source.slices]), index3(array.shape), self.shape_zyx, self.factor, box
+        )
+
+    def back(self, read: Callable[[Box], Logits], box: Box) -> Logits:
+        """What `read` answers of the grid, int16, brought to a box of the scan."""
+        if self.is_scan:
+            return read(box)
+        shape = self.scan.shape_zyx
+        z, y, x = (n / m for n, m in zip(self.shape_zyx, shape, strict=True))
+        return np.rint(resized(read, self.shape_zyx, shape, (z, y, x), box)).astype(np.int16)
+
+    def covering(self, box: Box) -> Box:
+        """The voxels of the grid that a box of the scan depends on."""
+        if self.is_scan:
+            return box
+        wide = [
+            _source(AxisWeights.of(n, m, n / m), (a, b))
+            for n, m, a, b in zip(self.shape_zyx, self.scan.shape_zyx, box.start, box.stop, strict=True)
+        ]
+        return Box(index3([a for a, _ in wide]), index3([b for _, b in wide]))
+
+    def in_scan(self, box: Box) -> Box:
+        """The voxels of the scan that a box of the grid touches."""
+        ratios = [m / n for n, m in zip(self.shape_zyx, self.scan.shape_zyx, strict=True)]
+        start = [int(np.floor(a * r)) for a, r in zip(box.start, ratios, strict=True)]
+        stop = [int(np.ceil(b * r)) for b, r in zip(box.stop, ratios, strict=True)]
+        return Box(index3(start), index3(stop)).intersect(Box.whole(self.scan.shape_zyx))
+
+
+def shape_at(voxel_um: float, shape_zyx: Index3, voxel_size_um: Spacing) -> Index3:
+    """How many voxels of such an edge a volume has, rounded; at least 1 along each axis."""
+    return index3([max(1, round(n * e / voxel_um)) for n, e in zip(shape_zyx, voxel_size_um, strict=True)])
+
+
+def resized(
+    read: Callable[[Box], npt.NDArray[np.generic]], inputs: Index3, outputs: Index3, factor: Spacing, box: Box
+) -> Voxels:
+    """A box of a volume at another size, float32, from the inputs that it depends on, axis after axis."""
+    axes = [AxisWeights.of(n, m, f) for n, m, f in zip(inputs, outputs, factor, strict=True)]
+    ranges = [(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+    sources = [_source(weights, at) for weights, at in zip(axes, ranges, strict=True)]
+    voxels = np.asarray(read(Box(index3([a for a, _ in sources]), index3([b for _, b in sources]))), np.float32)
+    for axis, (weights, (a, b), (first, _)) in enumerate(zip(axes, ranges, sources, strict=True)):
+        voxels = _along(voxels, axis, weights, slice(a, b), first)
+    return voxels
+
+
+def _source(weights: AxisWeights, outputs: tuple[int, int]) -> tuple[int, int]:
+    part = slice(*outputs)
+    return int(weights.first[part].min()), int((weights.first + weights.counts)[part].max())
+
+
+def _along(voxels: Voxels, axis: int, weights: AxisWeights, outputs: slice, origin: int) -> Voxels:
+    first, counts, factors = weights.first[outputs], weights.counts[outputs], weights.weights[outputs]
+    shape = [1, 1, 1]
+    shape[axis] = len(first)
+    total = np.zeros((), np.float32)
+    for k in range(int(counts.max())):
+        at = first - origin + np.minimum(k, counts - 1)
+        weight = np.where(k < counts, factors[:, min(k, factors.shape[1] - 1)], np.float32(0))
+        total = total + voxels.take(at, axis) * weight.astype(np.float32).reshape(shape)
+    return np.asarray(total, np.float32)

@@ -1,0 +1,69 @@
+"""Views of a tile: quarter turns, mirrors and sizes that a network sees, and the way back to where the pixels lie.
+
+All planes of a panel are turned alike, before a mosaic is laid, so that each panel of it is turned on its own.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from perfuse.contract import Forward, Turns
+from perfuse.inference.logits import LIMIT, ONE, P_ONE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GROUPS: dict[Turns, tuple[tuple[int, bool], ...]] = {
+    "none": ((0, False),),
+    "flips": ((0, False), (2, True), (0, True), (2, False)),
+    "quarters": tuple((quarters, False) for quarters in range(4)),
+    "all": tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4)),
+}
+"""Quarter turns counterclockwise, after columns are mirrored or not; each a group: the mean over it turns as its input does."""
+
+
+def turned(images: "Tensor", quarters: int, mirrored: bool) -> "Tensor":
+    """Images [.., n, n], each mirrored, then turned."""
+    return (images.flip(-1) if mirrored else images).rot90(quarters, (-2, -1))
+
+
+def turned_back(images: "Tensor", quarters: int, mirrored: bool) -> "Tensor":
+    """The inverse of `turned`."""
+    back = images.rot90(-quarters, (-2, -1))
+    return back.flip(-1) if mirrored else back
+
+
+def answer(network: "Callable[[Tensor], Tensor]", images: "Tensor", forward: Forward) -> "Tensor":
+    """Fixed point int32[n, classes · targets, h, w] of images [n, planes, h, w]: the integer mean over turns and scales.
+
+    In logits or probabilities, as the contract blends. Sums are of integers: they do not depend on the order of views.
+    """
+    import torch
+
+    views = GROUPS[forward.turns]
+    total = torch.zeros((), dtype=torch.int32, device=images.device)
+    for scale in forward.scales:
+        seen = resized(images, scale)
+        for view in views:
+            shown = turned(seen, *view).contiguous(memory_format=torch.channels_last)
+            logits = turned_back(network(shown).float(), *view)
+            total = total + _fixed(resized(logits, 1 / scale, images.shape[-2:]), forward)
+    count = len(views) * len(forward.scales)
+    return total if count == 1 else torch.div(total + count // 2, count, rounding_mode="floor")
+
+
+def resized(images: "Tensor", scale: float, size: "tuple[int, ...] | None" = None) -> "Tensor":
+    """Images [n, c, h, w] that many times as large, bilinear, with a low-pass where they get smaller; the same at scale 1."""
+    if scale == 1:
+        return images
+    from torch.nn.functional import interpolate
+
+    wanted = tuple(size or (round(n * scale) for n in images.shape[-2:]))
+    return interpolate(images, wanted, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
+def _fixed(logits: "Tensor", forward: Forward) -> "Tensor":
+    import torch
+
+    if forward.blend == "probability":
+        return (logits.sigmoid() * (255 * P_ONE)).round().to(torch.int32)
+    return (logits.clamp(-LIMIT, LIMIT) * ONE).round().to(torch.int32)

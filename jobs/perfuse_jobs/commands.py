@@ -1,6 +1,6 @@
 """The verbs of this room: train, predict, pseudolabel, submit."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -9,7 +9,9 @@ from perfuse_jobs.campaign_command import campaign
 from perfuse_jobs.workers import ONE, Workers, WorkersOption, check_local
 
 if TYPE_CHECKING:
+    from perfuse.bundle import Model
     from perfuse.catalog import LabelInfo
+    from perfuse.contract import Blend
     from perfuse.pseudolabels import Cut, Predict
     from perfuse.recipes import Recipe
 
@@ -21,6 +23,25 @@ Models = Annotated[
 ]
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
 Output = Annotated[str, typer.Option(help="Name of the soft label to write; OUTPUT-CLASS of each of several classes.")]
+Views = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="key=value over how the model sees a scan: turns=all, scales=1,2, window=gaussian, axes=z, resample_um=63; repeatable.",
+    ),
+]
+Average = Annotated[
+    Literal["logit", "probability"] | None,
+    typer.Option(help="What is averaged over several models; logits by default."),
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option("--weight", help="How much each of several models counts, in their order; alike when not given."),
+]
+Temperatures = Annotated[
+    list[float] | None,
+    typer.Option("--temperature", help="By what each of several models' logits are divided, in their order."),
+]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
@@ -78,6 +99,19 @@ def predict(
     scan_url: ScanUrl,
     models: Models,
     output: Output,
+    views: Views = None,
+    average: Average = None,
+    weights: Weights = None,
+    temperatures: Temperatures = None,
+    roi: Annotated[
+        str | None, typer.Option(help="Only a box, z0:z1,y0:y1,x0:x1 in voxels, or in µm with um at the end.")
+    ] = None,
+    preview: Annotated[
+        int | None, typer.Option(min=1, help="On voxels as coarse as those of this level of the pyramid: a quick look.")
+    ] = None,
+    keep_scratch: Annotated[
+        bool, typer.Option("--keep-scratch", help="Keep the models' logits beside the scan, as `perfuse sweep` does.")
+    ] = False,
     workers: WorkersOption = ONE,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
@@ -86,19 +120,24 @@ def predict(
     """Write a model's soft prediction of a scan as a label. Interrupted, the same command goes on; done, it does nothing.
 
     Example: perfuse predict scans/kidney3.ome.zarr --model models:/vessels@champion --output vessels
+    Example: perfuse predict scans/kidney3.ome.zarr --model models:/a/1 --model models:/b/2 --weight 2 --weight 1 --set turns=all
+    Example: perfuse predict scans/kidney3.ome.zarr --model models:/a/1 --output look --roi 200:264,0:512,0:512
     """
-    from perfuse.registry import load_model
+    from perfuse.catalog import Scan
+    from perfuse.inference.options import box_of, previewed
 
-    model = load_model(models)
+    scan, model = Scan.open(scan_url), _model(models, views, average, weights, temperatures)
+    model = model if preview is None else previewed(model, scan, preview)
+    box = None if roi is None else box_of(roi, scan)
     if plan:
-        from perfuse.catalog import Scan
         from perfuse.inference.planning import plan as plan_of
 
-        forwards, scan = [member.contract.forward for member in model.members], Scan.open(scan_url)
+        forwards = [member.contract.forward for member in model.members]
         for forward in forwards:
             forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-        return _show_plan(plan_of(scan, *forwards).model_dump(), as_json=as_json)
-    return _show_labels(scan_url, _predict(local, workers)(scan_url, model, output), as_json=as_json)
+        return _show_plan(plan_of(scan, *forwards, roi=box).model_dump(), as_json=as_json)
+    infos = _predict(local, workers)(scan_url, model, output, roi=box, keep_scratch=keep_scratch)
+    return _show_labels(scan_url, infos, as_json=as_json)
 
 
 def pseudolabel(
@@ -116,6 +155,10 @@ def pseudolabel(
         bool,
         typer.Option("--keep-edges", help="Teach what touches people's marks only as far as a vessel goes on there."),
     ] = False,
+    views: Views = None,
+    average: Average = None,
+    weights: Weights = None,
+    temperatures: Temperatures = None,
     workers: WorkersOption = ONE,
     local: Local = False,
     as_json: Json = False,
@@ -125,12 +168,12 @@ def pseudolabel(
     Example: perfuse pseudolabel scans/kidney2.ome.zarr --model models:/vessels/1 --output round1 --match-coverage
     """
     from perfuse.pseudolabels import pseudolabel as write
-    from perfuse.registry import load_model
 
     if match_coverage and threshold is not None:
         raise PerfuseError("A threshold is either stated or matched: leave out --threshold, or --match-coverage.")
     cut: Cut = "coverage" if match_coverage else threshold
-    infos = write(scan_url, load_model(models), output, _predict(local, workers), cut=cut, keep_edges=keep_edges)
+    model = _model(models, views, average, weights, temperatures)
+    infos = write(scan_url, model, output, _predict(local, workers), cut=cut, keep_edges=keep_edges)
     return _show_labels(scan_url, infos, as_json=as_json)
 
 
@@ -150,6 +193,20 @@ def submit(
     code = submission.submit(verb, address=address, wait=wait)
     if code:
         raise typer.Exit(code)
+
+
+def _model(
+    uris: list[str],
+    views: list[str] | None,
+    average: "Blend | None",
+    weights: list[float] | None,
+    temperatures: list[float] | None,
+) -> "Model":
+    """One model, or several as one, as it is to see the scan."""
+    from perfuse.inference.options import fused_otherwise, seen_otherwise
+    from perfuse.registry import load_model
+
+    return seen_otherwise(fused_otherwise(load_model(uris), average, weights, temperatures), views or [])
 
 
 def _predict(local: bool, workers: Workers) -> "Predict":

@@ -11,7 +11,9 @@ from perfuse import locks, storage
 from perfuse.bundle import FILES, Bundle, Ensemble, Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
-from perfuse.inference.prediction import Member, Prediction, Worker, already_done, prepare
+from perfuse.geometry import Box
+from perfuse.inference.prediction import Member, Prediction, Worker
+from perfuse.inference.preparing import already_done, prepare
 from perfuse.pseudolabels import Predict
 from perfuse_jobs.session import connect, quieten, refusal_in
 from perfuse_jobs.workers import ONE, Workers
@@ -32,12 +34,20 @@ def predictor(workers: Workers, *, local: bool) -> Predict:
     return partial(predict_ray, workers=workers)
 
 
-def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = ONE) -> tuple[LabelInfo, ...]:
+def predict_ray(
+    scan_url: str,
+    model: Model,
+    output: str,
+    *,
+    workers: Workers = ONE,
+    roi: Box | None = None,
+    keep_scratch: bool = False,
+) -> tuple[LabelInfo, ...]:
     """Predict a scan into soft labels, as `predict_local`, with processes of Ray; killed work goes on where it stopped.
 
     The voxels do not depend on their number.
     """
-    prediction = prepare(scan_url, model, output)
+    prediction = prepare(scan_url, model, output, roi=roi)
     with locks.writing(scan_url, f"label-{output}"):
         done = already_done(prediction, model)
         if done is not None:
@@ -47,7 +57,7 @@ def predict_ray(scan_url: str, model: Model, output: str, *, workers: Workers = 
             f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, model, workers)
         )
         _run(f"fuse {output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
-        return prediction.finish(model)
+        return prediction.finish(model, keep_scratch=keep_scratch)
 
 
 def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> None:

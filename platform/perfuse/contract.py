@@ -9,6 +9,7 @@ from perfuse.errors import ContractError
 
 Axis = Literal["z", "y", "x"]
 Blend = Literal["logit", "probability"]
+Scale = Annotated[float, Field(ge=0.25, le=4)]
 Turns = Literal["none", "flips", "quarters", "all"]
 Window = Literal["mean", "hann", "gaussian", "max"]
 Level = Annotated[int, Field(ge=1, le=255)]
@@ -119,6 +120,15 @@ def since(default: Any) -> Any:
     return Field(default, exclude_if=lambda value: value == default)
 
 
+def check_scales(scales: tuple[float, ...], tile: int) -> None:
+    """ValueError unless tiles can be seen at these sizes."""
+    if not scales or len(set(scales)) < len(scales):
+        raise ValueError(f"scales {scales}: name each size once, 1 for the tile as it is")
+    for scale in scales:
+        if (tile * scale) % 32:
+            raise ValueError(f"scales: {scale:g} × tile {tile} = {tile * scale:g} pixels; a multiple of 32 is needed")
+
+
 class Forward(Frozen):
     """All that decides the logits, besides the weights."""
 
@@ -137,7 +147,7 @@ class Forward(Frozen):
     """What views, tiles and axes are blended in."""
     turns: Turns = since("none")
     """A tile is seen mirrored along rows and columns (flips, 4 views), in four quarter turns, or in all 8 ways; the mean counts."""
-    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = since((1.0,))
+    scales: tuple[Scale, ...] = since((1.0,))
     """How many times as large a tile is seen (bilinear), each size in all turns; logits are brought back and averaged."""
     axis_weights: tuple[Annotated[int, Field(ge=0, le=100)], ...] = since(())
     """How much each of `axes` counts; empty: alike."""
@@ -156,13 +166,7 @@ class Forward(Frozen):
             raise ValueError(
                 f"axis_weights {self.axis_weights}: one for each of {len(self.axes)} axes is needed, not all 0"
             )
-        if not self.scales or len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales {self.scales}: name each size once, 1 for the tile as it is")
-        for scale in self.scales:
-            if (self.tile * scale) % 32:
-                raise ValueError(
-                    f"scales: {scale:g} × tile {self.tile} = {self.tile * scale:g} pixels; a multiple of 32 is needed"
-                )
+        check_scales(self.scales, self.tile)
         return self
 
     @property
@@ -173,14 +177,15 @@ class Forward(Frozen):
     def check_voxel_size(self, voxel_size_um: tuple[float, float, float], scan: str) -> None:
         """Raise ContractError when a scan's pixels, along any axis of the contract, lie outside the allowed range."""
         low, high = self.voxel_size_um
+        seen = voxel_size_um if self.resample_um is None else (self.resample_um,) * 3
         for axis in self.axes:
-            pixels = [s for a, s in zip("zyx", voxel_size_um, strict=True) if a != axis]
+            pixels = [s for a, s in zip("zyx", seen, strict=True) if a != axis]
             if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in pixels):
-                voxel = " × ".join(f"{s:g}" for s in voxel_size_um)
+                voxel = " × ".join(f"{s:g}" for s in seen)
                 raise ContractError(
-                    f"Scan {scan} has voxels of {voxel} µm (z, y, x); along axis {axis} "
-                    f"the model allows pixels of {low:g} to {high:g} µm only. Use a model trained at this "
-                    "scale, or ingest the scan at an allowed voxel size."
+                    f"Scan {scan} {'has' if self.resample_um is None else 'would be seen at'} voxels of {voxel} µm (z, y, x); "
+                    f"along axis {axis} the model allows pixels of {low:g} to {high:g} µm only. Use a model trained at this "
+                    "scale, or let it see the scan at an allowed voxel size (--set resample_um=…)."
                 )
 
 

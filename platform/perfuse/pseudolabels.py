@@ -28,8 +28,8 @@ from perfuse.labels import check_output, writer_for
 from perfuse.locks import writing
 from perfuse.upkeep import refresh
 
-Predict = Callable[[str, Model, str], tuple[LabelInfo, ...]]
-"""`predict_local` or the Ray runner: (scan_url, model, output) → a LabelInfo for each class."""
+Predict = Callable[..., tuple[LabelInfo, ...]]
+"""`predict_local` or the Ray runner: (scan_url, model, output, *, roi, keep_scratch) → a LabelInfo for each class."""
 
 Cut = float | Literal["coverage"] | None
 """Below which probability p becomes 0: as stated, as matches the declared coverage, or None: nowhere."""

@@ -10,7 +10,7 @@ import torch
 from perfuse import scoring
 from perfuse.bundle import Bundle
 from perfuse.contract import Contract, Forward, Network
-from perfuse.inference.prediction import prepare
+from perfuse.inference.preparing import prepare
 from perfuse.inference.slab import Engine
 
 SHAPES = ((64, 64, 64), (768, 64, 64), (3072, 64, 64))

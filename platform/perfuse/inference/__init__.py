@@ -3,6 +3,7 @@
 from perfuse.inference.arrays import probability, probability_of_array
 from perfuse.inference.local import predict_local
 from perfuse.inference.planning import PredictionPlan, plan
-from perfuse.inference.prediction import Prediction, prepare
+from perfuse.inference.prediction import Prediction
+from perfuse.inference.preparing import prepare
 
 __all__ = ["Prediction", "PredictionPlan", "plan", "predict_local", "prepare", "probability", "probability_of_array"]

@@ -4,7 +4,8 @@ from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.geometry import Box
-from perfuse.inference.prediction import Worker, already_done, prepare
+from perfuse.inference.prediction import Worker
+from perfuse.inference.preparing import already_done, prepare
 from perfuse.locks import writing
 
 

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perfuse import storage, volumes
-from perfuse.bundle import Bundle, Model
+from perfuse import storage
+from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.contract import Forward, Frozen, Fusion, of_class, read_by
-from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box, Index3
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import Seen, fuse
-from perfuse.inference.planning import PredictionPlan, plan, slabs
+from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
 from perfuse.inference.scratch import Scratch
 from perfuse.inference.slab import Engine, rows_of_logits
-from perfuse.labels import LabelWriter, check_output, writer_for
-from perfuse.models import Precision, best_device, resolve_precision
+from perfuse.labels import LabelWriter, writer_for
+from perfuse.models import Precision
 from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
 
@@ -140,7 +139,10 @@ class Prediction(Frozen):
     def fused(self, box: Box, class_number: int = 0) -> npt.NDArray[np.uint8]:
         """Probability uint8[z, y, x] of a class in a box of the scan, from the members' logits, which must be there."""
         scan = Scan.open(self.scan_url)
-        return fuse((self.seen(scan, number, box, class_number) for number in range(len(self.members))), self.fusion)
+        seen = (self.seen(scan, number, box, class_number) for number in range(len(self.members)))
+        blends = {member.forward.blend for member in self.members}
+        average = self.fusion.average or (blends.pop() if len(blends) == 1 else "logit")
+        return fuse(seen, self.fusion.changed(average=average))
 
     def seen(self, scan: Scan, number: int, box: Box, class_number: int = 0) -> Seen:
         """What a member saw of a class in a box of the scan."""
@@ -200,84 +202,6 @@ class Prediction(Frozen):
             threshold=read_by(model.threshold, name),
             precision=", ".join(sorted({member.precision for member in self.members})),
         )
-
-
-def prepare(
-    scan_url: str, model: Model, output: str, *, roi: Box | None = None, memory_bytes: int | None = None
-) -> Prediction:
-    """Check scan against contract, choose device and precision, and give the work its key.
-
-    roi: the voxels of the scan that are predicted; None: all. memory_bytes: what an actor may use, for PlanError.
-    Raises ContractError for a voxel size that the contract forbids or a member named twice, ScanError for a missing scan or
-    an output that cannot be written, PlanError when a slab does not fit in memory or the region lies outside.
-    """
-    scan = Scan.open(scan_url)
-    for name in model.class_names:
-        check_output(scan, of_class(output, name))
-    forwards = [member.contract.forward for member in model.members]
-    for forward in forwards:
-        forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-    _check_roi(scan, roi)
-    _check_fits(plan(scan, *forwards, roi=roi), memory_bytes)
-    device = best_device()
-    members = tuple(_member(scan, bundle, device, roi) for bundle in model.members)
-    keys = [member.key for member in members]
-    if len(set(keys)) < len(keys):
-        raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
-    fusion = model.fusion
-    return Prediction(
-        scan_url=scan.url,
-        output=output,
-        key=storage.digest_json(sorted(keys) if fusion == Fusion() else [keys, fusion.model_dump(mode="json")]),
-        members=members,
-        device=device,
-        fusion=fusion,
-        roi=None if roi is None else (roi.start, roi.stop),
-    )
-
-
-def _member(scan: Scan, bundle: Bundle, device: str, roi: Box | None) -> Member:
-    forward = bundle.contract.forward
-    precision = resolve_precision(forward.precision, device)
-    voxels = [scan.info.digest, *scan.organ_identity, *([] if roi is None else [roi.start, roi.stop])]
-    return Member(
-        key=storage.digest_json([*voxels, bundle.forward_digest(), precision, device]),
-        seen_key=storage.digest_json([*voxels, bundle.seen_digest(), precision, device]),
-        forward=forward,
-        precision=precision,
-    )
-
-
-def _check_roi(scan: Scan, roi: Box | None) -> None:
-    if roi is not None and (roi.empty or roi.intersect(Box.whole(scan.shape_zyx)) != roi):
-        raise PlanError(
-            f"The region {roi.start} to {roi.stop} (z, y, x) must hold a voxel and lie inside the scan, which has "
-            f"{' × '.join(map(str, scan.shape_zyx))}."
-        )
-
-
-def _check_fits(wanted: PredictionPlan, memory_bytes: int | None) -> None:
-    if memory_bytes is not None and wanted.peak_bytes > memory_bytes:
-        raise PlanError(
-            f"A slab needs {wanted.peak_bytes / 2**30:.1f} GiB of memory; an actor may use {memory_bytes / 2**30:.1f} GiB. "
-            "Use fewer actors or a machine with more memory."
-        )
-
-
-def already_done(prediction: Prediction, model: Model) -> tuple[LabelInfo, ...] | None:
-    """The finished labels, if they have this very key; their thresholds are brought up to date, which reruns no network."""
-    scan = Scan.open(prediction.scan_url)
-    there = scan.labels()
-    infos = [there[name] for name in prediction.outputs if name in there and there[name].key == prediction.key]
-    if len(infos) < len(prediction.outputs):
-        return None
-    for number, info in enumerate(infos):
-        made_by = prediction.made_by(model, number)
-        if info.model != made_by:
-            infos[number] = info.model_copy(update={"model": made_by})
-            label = volumes.open_group(storage.join(scan.url, "labels", info.name), "r+")
-            label.attrs["perfuse"] = infos[number].model_dump(mode="json")
-    return tuple(infos)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perfuse.contract import Axis, Frozen, Network, Normalisation
+from perfuse.contract import Axis, Blend, Frozen, Network, Normalisation, Scale, Turns, Window, check_scales
 
 Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
@@ -232,6 +232,11 @@ class Recipe(Frozen):
     seed: int = Field(0, ge=0)
     tile: int = Field(256, ge=32, multiple_of=32)
     overlap: float = Field(0.25, ge=0, le=0.75)
+    window: Window = "hann"
+    blend: Blend = "logit"
+    turns: Turns = "none"
+    scales: tuple[Scale, ...] = (1.0,)
+    """From `tile` on: how a scan is seen at inference, as `contract.Forward` says."""
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -254,6 +259,7 @@ class Recipe(Frozen):
             raise ValueError("network.classes follows from labels: {CLASS: [LABEL, …], …}; leave it out")
         if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
             raise ValueError("of fold, within and validation only one can say what validates")
+        check_scales(self.scales, self.tile)
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
         longest = max((phase.share for phase in self.schedule if phase.kind == "constant"), default=0.0)

@@ -94,6 +94,10 @@ class TrainingJob(Frozen):
             axes=recipe.axes,
             tile=recipe.tile,
             overlap=recipe.overlap,
+            window=recipe.window,
+            blend=recipe.blend,
+            turns=recipe.turns,
+            scales=recipe.scales,
         )
 
 

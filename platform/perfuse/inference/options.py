@@ -1,0 +1,123 @@
+"""What may be asked of a model beyond its contract: other views, another region, other weights; all of it goes into the key."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from perfuse.bundle import Bundle, Ensemble, Model
+from perfuse.catalog import Scan
+from perfuse.contract import Blend, Contract, Forward, Fusion
+from perfuse.errors import ContractError, PlanError
+from perfuse.geometry import Box, index3
+
+FREE = (
+    "axes",
+    "tile",
+    "overlap",
+    "window",
+    "blend",
+    "turns",
+    "scales",
+    "axis_weights",
+    "axis_fusion",
+    "resample_um",
+    "skip_background",
+    "precision",
+)
+"""Keys of `forward` that a prediction may change: the weights stay what they were trained to be."""
+
+
+def seen_otherwise(model: Model, settings: Sequence[str]) -> Model:
+    """The model with key=value over the `forward` of each member; ContractError for an unknown key or an impossible value."""
+    changes = dict(_setting(text) for text in settings)
+    return _each(model, lambda forward: forward.changed(**changes)) if changes else model
+
+
+def previewed(model: Model, scan: Scan, level: int) -> Model:
+    """The model on voxels as coarse as those of a level of the scan's pyramid, whatever sizes its contract allows."""
+    if not 0 < level < scan.levels:
+        raise PlanError(f"--preview {level}: {scan.url} has the coarser levels 1 to {scan.levels - 1}.")
+    edge = min(scan.info.voxel_size_um) * 2**level
+    return _each(
+        model,
+        lambda forward: forward.changed(
+            resample_um=edge,
+            voxel_size_um=(0.0, max(*scan.info.voxel_size_um, forward.voxel_size_um[1])),
+        ),
+    )
+
+
+def fused_otherwise(
+    model: Model,
+    average: Blend | None = None,
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+) -> Model:
+    """An ensemble whose members count as said; weights become thousandths of their sum. ContractError when they do not fit."""
+    if average is None and not weights and not temperatures:
+        return model
+    if isinstance(model, Bundle):
+        raise ContractError("One model has nothing to be averaged with: name several, or leave out how they count.")
+    for what, values in (("weights", weights), ("temperatures", temperatures)):
+        if values and len(values) != len(model.members):
+            raise ContractError(f"{len(values)} {what} for {len(model.members)} models: give one for each.")
+    if weights and (min(weights) < 0 or not sum(weights)):
+        raise ContractError(f"Weights {', '.join(f'{w:g}' for w in weights)}: none may lie below 0, nor all be 0.")
+    parts = tuple(round(1000 * w / sum(weights)) for w in weights) if weights else ()
+    try:
+        fusion = Fusion(average=average, weights=parts, temperatures=tuple(temperatures or ()))
+    except ValidationError as error:
+        raise ContractError(f"How the models count: {_said(error)}.") from error
+    return Ensemble(model.members, model.threshold, fusion)
+
+
+def box_of(text: str, scan: Scan) -> Box:
+    """A region `z0:z1,y0:y1,x0:x1` of a scan in voxels, or in µm where it ends with `um`; what is left out reaches the scan's face.
+
+    In µm every voxel that the region touches belongs to it, counted from the outer face of the first.
+    """
+    spans = [re.fullmatch(r"([\d.]*):([\d.]*)", part.strip()) for part in text.removesuffix("um").split(",")]
+    try:
+        bounds = [(float(s[1] or 0), float(s[2]) if s[2] else None) for s in spans if s]
+    except ValueError:
+        bounds = []
+    if len(bounds) != 3 or len(spans) != 3:
+        raise PlanError(f"--roi {text}: write z0:z1,y0:y1,x0:x1 in voxels, or in µm with um at the end.")
+    edges = scan.info.voxel_size_um if text.endswith("um") else (1.0, 1.0, 1.0)
+    start = [math.floor(a / e + 1e-9) for (a, _), e in zip(bounds, edges, strict=True)]
+    stop = [
+        n if b is None else math.ceil(b / e - 1e-9) for (_, b), e, n in zip(bounds, edges, scan.shape_zyx, strict=True)
+    ]
+    return Box(index3(start), index3(stop))
+
+
+def _each(model: Model, change: Any) -> Model:
+    try:
+        members = tuple(_with(bundle, change(bundle.contract.forward)) for bundle in model.members)
+    except ValidationError as error:
+        raise ContractError(f"{model.uri} cannot be asked so: {_said(error)}.") from error
+    return members[0] if isinstance(model, Bundle) else Ensemble(members, model.threshold, model.fusion)
+
+
+def _with(bundle: Bundle, forward: Forward) -> Bundle:
+    return Bundle(
+        Contract(forward=forward, decision=bundle.contract.decision), bundle.weights, bundle.lineage, bundle.uri
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or key not in FREE:
+        raise ContractError(f"--set {text}: write key=value; a prediction may change {', '.join(FREE)}.")
+    if "," in value or key in ("axes", "scales", "axis_weights"):
+        return key, tuple(yaml.safe_load(f"[{value}]"))
+    return key, yaml.safe_load(value)
+
+
+def _said(error: ValidationError) -> str:
+    faults: list[dict[str, Any]] = [dict(fault) for fault in error.errors()]
+    return "; ".join(f"{'.'.join(map(str, f['loc']))} {f['msg'].removeprefix('Value error, ')}".strip() for f in faults)

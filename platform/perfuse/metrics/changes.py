@@ -39,7 +39,8 @@ def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
     """Changes, and the lowest and highest values in cubes that are surface in the truth.
 
     Changes: int64[2, 16, 16, 256], by whether the truth has a surface there, class before, class after and value. Values:
-    int64[2, 14, 256], by the truth's class. A row of cubes at a time, as in `surface`. The first voxel that goes and the last two need no look at the class of what is left.
+    int64[2, 14, 256], by the truth's class. A row of cubes at a time, as in `surface`. The first voxel that goes and the last two
+    need no look at the class of what is left.
     """
     depth, rows, width = truth.shape
     transitions = np.zeros((2, 16 * 16 * LEVELS), np.int64)

@@ -3,47 +3,30 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from perfuse import intensity
-from perfuse.catalog import ORGAN, LabelInfo, Scan
-from perfuse.console import progress
+from perfuse.baseline import Baseline, baseline
+from perfuse.catalog import LabelInfo, Scan
+from perfuse.counting import Mask, Tally, counted_mask, tally, truth_mask
 from perfuse.errors import ScanError
-from perfuse.geometry import Box, blocks
+from perfuse.geometry import Box
 from perfuse.metrics import (
     ConfusionCounts,
     Curve,
     CurveCounts,
     NearCounts,
-    SurfaceCounts,
-    confusion_counts,
     curve_counts,
     near_counts,
-    otsu_threshold,
-    otsu_upper_of_three,
     read_cubes,
-    surface_counts,
     tolerance,
 )
-from perfuse.parallel import in_order
+from perfuse.passes import Arrays, cut, over_blocks, over_cubes
 from perfuse.storage import digest_json
 
-BLOCK = (64, 512, 512)
 BETA = 0.5
-Part = TypeVar("Part")
 NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What a classical global threshold reaches on the same voxels."""
-
-    method: str
-    dice: float
-    surface_dice: float
 
 
 @dataclass(frozen=True)
@@ -87,11 +70,23 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
 
     Raises ScanError for missing labels, or when no threshold is given and none is known.
     """
+    return score(scan, prediction, truth, count(scan, prediction, truth, threshold), threshold)
+
+
+def count(
+    scan: Scan, prediction: str, truth: str, threshold: int | None = None, width: tuple[int, int] | None = None
+) -> Tally:
+    """What `score` is derived from; width: as for `tally`, when columns are looked at."""
+    scan.label_info(truth)
+    predicted = _at_least(scan, prediction, threshold)
+    return tally(scan, truth, predicted) if width is None else tally(scan, truth, predicted, width)
+
+
+def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int | None = None) -> Evaluation:
+    """The scores of what `count` counted, at the same threshold, and the baseline."""
     info, known = scan.label_info(prediction), scan.label_info(truth)
-    at = threshold if threshold is not None else _own_threshold(info)
-    voxels, surface = _counts(scan, truth, lambda box: scan.read_label(prediction, box) >= at)
-    dense = known.kind != "sparse"
-    unsaid = 0 if dense else _unsaid(scan, truth, lambda box: scan.read_label(prediction, box) >= at)
+    voxels, dense = counts.voxels, known.kind != "sparse"
+    unsaid = 0 if dense else _unsaid(scan, truth, _at_least(scan, prediction, threshold))
     dice_bounds, precision_bounds = _bounds(voxels, 1.0 if dense else known.coverage, unsaid)
     return Evaluation(
         scan=scan.info.id,
@@ -102,17 +97,17 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
         data_digest=data_digest(scan, known),
         model=info.model.uri if info.model else "",
         class_name=info.model.class_name if info.model else "",
-        threshold=at / 255,
+        threshold=_threshold(info, threshold) / 255,
         dice=voxels.dice if dense else NAN,
         precision=voxels.precision if dense else NAN,
         recall=voxels.recall,
         fbeta=voxels.fbeta(BETA) if dense else NAN,
-        surface_dice=surface.surface_dice if dense else NAN,
+        surface_dice=counts.surface.surface_dice if dense else NAN,
         truth_voxels=voxels.truth,
         predicted_voxels=voxels.predicted,
         dice_bounds=dice_bounds,
         precision_bounds=precision_bounds,
-        baseline=_baseline(scan, truth) if dense else Baseline("none: the truth is sparse", NAN, NAN),
+        baseline=baseline(scan, truth) if dense else Baseline("none: the truth is sparse", NAN, NAN),
     )
 
 
@@ -123,9 +118,8 @@ def surface_dice_within(
 
     threshold: as for `evaluate`. Raises ScanError for missing labels, and for truth that is sparse.
     """
-    info = scan.label_info(prediction)
-    at, spacing, shape = (
-        threshold if threshold is not None else _own_threshold(info),
+    predicted, spacing, shape = (
+        _at_least(scan, prediction, threshold),
         scan.info.voxel_size_um,
         scan.shape_zyx,
     )
@@ -133,20 +127,20 @@ def surface_dice_within(
         raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no surface dice can be told by it. Use a dense one.")
     around = tolerance.reach(tolerance_um, spacing)
 
-    def count(owned: Box) -> NearCounts:
+    def near(owned: Box) -> NearCounts:
         box = owned.grown(around).intersect(Box.whole(shape))
-        cut, own = _cutter(scan, box), owned.relative_to(box.start).slices
+        own = owned.relative_to(box.start).slices
         z, y, x = (slice(s.start, s.stop + (b == n)) for s, b, n in zip(own, owned.stop, shape, strict=True))
         return near_counts(
-            cut(lambda b: _truth(scan, truth, b)),
-            cut(lambda b: scan.read_label(prediction, b) >= at),
-            cut(lambda b: _known(scan, truth, b), 1),
+            read_cubes(partial(truth_mask, scan, truth), box, shape),
+            read_cubes(predicted, box, shape),
+            read_cubes(partial(counted_mask, scan, truth), box, shape, outside=1),
             (z, y, x),
             tolerance_um,
             spacing,
         )
 
-    return sum(_over(scan, f"surface of {scan.info.id}", count), NearCounts()).surface_dice(spacing)
+    return sum(over_blocks(shape, f"surface of {scan.info.id}", near), NearCounts()).surface_dice(spacing)
 
 
 def tune(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> Curve:
@@ -165,20 +159,24 @@ def counts_by_scan(scans: Sequence[Scan], prediction: str, truth: str, within: S
             raise ScanError(
                 f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
             )
-        parts = _over(scan, f"tune {scan.info.id}", partial(_curve_counts, scan, prediction, truth, extent))
-        found.append(sum(parts, CurveCounts()))
+        found.append(sum(_curve_counts(scan, prediction, truth, extent), CurveCounts()))
     return found
 
 
-def _curve_counts(scan: Scan, prediction: str, truth: str, extent: Box, box: Box) -> CurveCounts:
-    cut = _cutter(scan, box)
-    z, y, x = (int(b == n) for b, n in zip(box.stop, scan.shape_zyx, strict=True))
-    return curve_counts(
-        cut(lambda b: _truth(scan, truth, b)),
-        cut(lambda b: scan.read_label(prediction, b)),
-        tail_zyx=(z, y, x),
-        known=cut(lambda b: _known(scan, truth, b) & _inside(extent, b), 1),
-    )
+def _curve_counts(scan: Scan, prediction: str, truth: str, extent: Box) -> Iterator[CurveCounts]:
+    """Of each block."""
+    shape = scan.shape_zyx
+
+    def read(box: Box) -> Arrays:
+        counted = counted_mask(scan, truth, box) & _inside(extent, box)
+        return truth_mask(scan, truth, box), scan.read_label(prediction, box), counted
+
+    def work(box: Box, arrays: Arrays) -> CurveCounts:
+        z, y, x = (int(b == n) for b, n in zip(box.stop, shape, strict=True))
+        marked, values, counted = arrays
+        return curve_counts(marked, values, tail_zyx=(z, y, x), known=counted)
+
+    return over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, (0, 0, 1), work)
 
 
 def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:
@@ -189,63 +187,28 @@ def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _own_threshold(info: LabelInfo) -> int:
+def _at_least(scan: Scan, prediction: str, threshold: int | None) -> Callable[[Box], Mask]:
+    """The function that makes the mask of a prediction in a box."""
+    at = np.uint8(_threshold(scan.label_info(prediction), threshold))
+    return lambda box: scan.read_label(prediction, box) >= at
+
+
+def _threshold(info: LabelInfo, threshold: int | None) -> int:
+    """The one given, of 255, or that of the label's model."""
+    if threshold is not None:
+        return threshold
     if info.model is None:
         raise ScanError(f"Label {info.name!r} was made by no model, so it has no threshold. Give one: --threshold 0.5")
     return info.model.threshold
-
-
-def _over(scan: Scan, what: str, work: Callable[[Box], Part]) -> Iterator[Part]:
-    """What `work` makes of each block of a scan, in order, on all cores."""
-    cuts = list(blocks(scan.shape_zyx, BLOCK))
-    with progress(what, len(cuts)) as advance:
-        for part in in_order(work, cuts):
-            yield part
-            advance()
-
-
-def _cutter(scan: Scan, box: Box) -> Callable[..., npt.NDArray[Any]]:
-    return lambda read, outside=0: read_cubes(read, box, scan.shape_zyx, outside)
-
-
-def _truth(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
-    return scan.read_label(truth, box) >= np.uint8(128)
-
-
-def _known(scan: Scan, truth: str, box: Box) -> npt.NDArray[np.bool_]:
-    """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
-    return scan.read_given(truth, box) & _organ(scan, box)
-
-
-def _organ(scan: Scan, box: Box) -> npt.NDArray[np.bool_]:
-    if ORGAN not in scan.labels():
-        return np.ones(box.shape, np.bool_)
-    return scan.read_label(ORGAN, box) >= np.uint8(128)
-
-
-def _counts(
-    scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]
-) -> tuple[ConfusionCounts, SurfaceCounts]:
-    def count(box: Box) -> tuple[ConfusionCounts, SurfaceCounts]:
-        cut = _cutter(scan, box)
-        arrays = [cut(lambda b: _truth(scan, truth, b)), cut(predicted), cut(lambda b: _known(scan, truth, b), 1)]
-        own = tuple(slice(1, 1 + n) for n in box.shape)
-        return confusion_counts(*(a[own] for a in arrays)), surface_counts(*arrays)
-
-    voxels, surface = ConfusionCounts(), SurfaceCounts()
-    for of_voxels, of_surface in _over(scan, f"score {scan.info.id}", count):
-        voxels += of_voxels
-        surface += of_surface
-    return voxels, surface
 
 
 def _unsaid(scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]) -> int:
     """Predicted voxels of which the truth says nothing, though it was given there: unmarked ones of sparse boxes."""
 
     def count(box: Box) -> int:
-        return int(np.count_nonzero(predicted(box) & _known(scan, truth, box) & ~scan.read_known(truth, box)))
+        return int(np.count_nonzero(predicted(box) & counted_mask(scan, truth, box) & ~scan.read_known(truth, box)))
 
-    return sum(_over(scan, f"bounds {scan.info.id}", count))
+    return sum(over_blocks(scan.shape_zyx, f"bounds {scan.info.id}", count))
 
 
 def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -260,38 +223,3 @@ def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tupl
         return (NAN, NAN), (NAN, NAN)
     low, high = voxels.true_positive, voxels.true_positive + extra
     return (2 * low / whole, 2 * high / whole), (low / voxels.predicted, high / voxels.predicted)
-
-
-def _baseline(scan: Scan, truth: str) -> Baseline:
-    """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice."""
-    bins = intensity.bins(np.dtype(scan.info.dtype))
-
-    def count(box: Box) -> npt.NDArray[np.int64]:
-        image, known, marked = scan.read_image(box), _known(scan, truth, box), _truth(scan, truth, box)
-        return np.stack([np.bincount(image[known & (marked == value)], minlength=bins) for value in (False, True)])
-
-    counts = np.zeros((2, bins), np.int64)
-    for part in _over(scan, f"baseline {scan.info.id}", count):
-        counts += part
-    candidates = _candidates(counts.sum(0))
-    best, at, bright = max(candidates, key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2])))
-    _, surface = _counts(scan, truth, lambda box: (scan.read_image(box) > at) == bright)
-    return Baseline(best, _threshold_dice(counts, at, bright=bright), surface.surface_dice)
-
-
-def _candidates(histogram: npt.NDArray[np.int64]) -> list[tuple[str, int, bool]]:
-    two, upper = otsu_threshold(histogram), otsu_upper_of_three(histogram)
-    last = len(histogram) - 1
-    lower = last - 1 - otsu_upper_of_three(histogram[::-1])
-    return [
-        ("Otsu, bright", two, True),
-        ("Otsu, dark", two, False),
-        ("Otsu, brightest of three", upper, True),
-        ("Otsu, darkest of three", lower, False),
-    ]
-
-
-def _threshold_dice(counts: npt.NDArray[np.int64], at: int, *, bright: bool) -> float:
-    chosen = counts[:, at + 1 :] if bright else counts[:, : at + 1]
-    background, vessel = (int(n) for n in chosen.sum(1))
-    return ConfusionCounts(vessel, background, int(counts[1].sum()) - vessel).dice

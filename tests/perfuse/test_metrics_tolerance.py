@@ -74,7 +74,7 @@ def test_a_stored_prediction(tmp_path, make_scan, tubes, monkeypatch):
     image, mask = tubes(1, (30, 34, 38))
     moved = np.roll(mask, 2, axis=1)
     scan = make_scan(tmp_path, "s", image, {"human": mask, "soft": moved})
-    monkeypatch.setattr("perfuse.scoring.BLOCK", (13, 16, 20))
+    monkeypatch.setattr("perfuse.passes.BLOCK", (13, 16, 20))
     for within in (60.0, 100.0):
         found = surface_dice_within(scan, "soft", "human", within, threshold=128)
         assert found == pytest.approx(oracle(mask > 0, moved > 0, within, (50.0, 50.0, 50.0)), abs=1e-9)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from perfuse import scoring
+from perfuse import passes, scoring
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.cli import build
 from perfuse.errors import ScanError
@@ -45,7 +45,7 @@ def case(tmp_path, make_scan, tubes):
 
 def test_evaluate_is_the_whole_array(case, monkeypatch):
     scan, _, truth, soft = case
-    monkeypatch.setattr(scoring, "BLOCK", (32, 16, 24))
+    monkeypatch.setattr(passes, "BLOCK", (32, 16, 24))
     scores = scoring.evaluate(scan, "soft", "human")
     whole = confusion_counts(truth, soft >= 100)
     assert scores.threshold == 100 / 255
@@ -88,7 +88,7 @@ def _dice(truth, found):
 
 def test_tune_is_the_whole_curve(case, monkeypatch):
     scan, _, truth, soft = case
-    monkeypatch.setattr(scoring, "BLOCK", (32, 16, 24))
+    monkeypatch.setattr(passes, "BLOCK", (32, 16, 24))
     curve = scoring.tune([scan, scan], "soft", "human")
     whole = curve_counts(np.pad(truth, 1), np.pad(soft, 1)).curve()
     np.testing.assert_allclose(curve.dice, whole.dice)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Prediction = Annotated[str, typer.Option(help="The soft label that is scored.")]
+COLUMN = (64, 64)
 Truth = Annotated[str, typer.Option(help="The label that it is scored against.")]
 
 
@@ -31,13 +32,19 @@ def evaluate(
     tolerance_um: Annotated[
         float | None, typer.Option(min=0, help="Say the surface dice at this tolerance in µm, too.")
     ] = None,
+    per_slice: Annotated[
+        Path | None, typer.Option(help="Write the counts and scores of each slice into this CSV file.")
+    ] = None,
+    heat_map: Annotated[
+        Path | None, typer.Option(help="Draw the scores of columns of 64 × 64 voxels along z into this PNG file.")
+    ] = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Score a prediction beside a classical baseline. At the model's own threshold the score is noted in the registry.
 
     Example: perfuse evaluate scans/kidney3.ome.zarr --prediction vessels --truth human
     """
-    from perfuse import scoring
+    from perfuse import breakdown, scoring
     from perfuse.catalog import Scan
     from perfuse.console import print_json, results
     from perfuse.contract import threshold_of
@@ -45,7 +52,13 @@ def evaluate(
 
     scan = Scan.open(scan_url)
     whole = None if threshold is None else threshold_of(threshold)
-    scores = scoring.evaluate(scan, prediction, truth, whole)
+    counts = scoring.count(scan, prediction, truth, whole, COLUMN if heat_map is not None else None)
+    scores = scoring.score(scan, prediction, truth, counts, whole)
+    dense = scores.truth_kind != "sparse"
+    if per_slice is not None:
+        per_slice.write_text(breakdown.per_slice(counts, dense=dense))
+    if heat_map is not None:
+        heat_map.write_bytes(breakdown.heat_map(counts, _title(scores), dense=dense))
     if threshold is None:
         record_evaluation(scores, kind="test")
     values = asdict(scores)
@@ -61,14 +74,16 @@ def evaluate(
     return values
 
 
+def _title(scores: Any) -> str:
+    return f"{scores.prediction} against {scores.truth} in {scores.scan}, threshold {scores.threshold:.3f}"
+
+
 def _print(scores: Any) -> None:
     from rich.table import Table
 
     from perfuse.console import results
 
-    table = Table(
-        title=f"{scores.prediction} against {scores.truth} in {scores.scan}, threshold {scores.threshold:.3f}"
-    )
+    table = Table(title=_title(scores))
     for heading in ("", "Dice", "surface dice", "precision", "recall", f"Fβ, β = {0.5}"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(

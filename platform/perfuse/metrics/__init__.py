@@ -3,7 +3,7 @@
 from perfuse.metrics.curve import Curve, CurveCounts, Plateau, curve_counts
 from perfuse.metrics.euler import euler_eighths
 from perfuse.metrics.otsu import otsu_threshold, otsu_upper_of_three
-from perfuse.metrics.overlap import ConfusionCounts, confusion_counts
+from perfuse.metrics.overlap import ConfusionCounts, confusion_counts, plane_counts
 from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts
 from perfuse.metrics.tolerance import NearCounts, near_counts
 
@@ -20,6 +20,7 @@ __all__ = [
     "near_counts",
     "otsu_threshold",
     "otsu_upper_of_three",
+    "plane_counts",
     "read_cubes",
     "surface_counts",
 ]

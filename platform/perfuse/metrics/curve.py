@@ -11,17 +11,16 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.metrics.areas import CLASSES, CODE_CLASS, area
+from perfuse.metrics.areas import CLASSES, area
+from perfuse.metrics.changes import LEVELS, Counts, count_changes
 from perfuse.metrics.overlap import check_shapes, mask_bytes
 
-LEVELS = 256
 PLATEAU_DROP = 0.01
 MIDDLE = 128
 """The threshold p ≥ ½."""
 STEADY = [-(-255 * k // 40) - 1 for k in range(1, 40)]
 """Where a curve holds the thresholds 0.025, 0.050 … 0.975, by which 5th place of SenNet + HOA 2023 chose."""
 
-Counts = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
 
@@ -142,72 +141,16 @@ def curve_counts(
     values = predicted.astype(np.uint8, order="C", casting="safe", copy=False)
     block = (mask_bytes(truth), values, mask_bytes(mask))
     own = tuple(slice(h, n - t) for h, t, n in zip(halo_zyx, tail_zyx, truth.shape, strict=True))
-    return CurveCounts(_histogram(*(a[own] for a in block)), *_count(*block, CODE_CLASS))
+    return CurveCounts(_histogram(*(a[own] for a in block)), *count_changes(*block))
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _histogram(truth: Any, predicted: Any, known: Any) -> Any:
     counts = np.zeros((2, LEVELS), np.int64)
-    for at in np.ndindex(truth.shape):
-        if known[at]:
-            counts[truth[at], predicted[at]] += 1
+    depth, rows, width = truth.shape
+    for z in range(depth):
+        for y in range(rows):
+            for x in range(width):
+                if known[z, y, x]:
+                    counts[truth[z, y, x], predicted[z, y, x]] += 1
     return counts
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
-    truth_cubes = np.zeros(CLASSES, np.int64)
-    changes = np.zeros((3, CLASSES, LEVELS + 1), np.int64)
-    corners = np.zeros(8, np.int64)
-    depth, rows, columns = truth.shape
-    for z in range(depth - 1):
-        for y in range(rows - 1):
-            for x in range(columns - 1):
-                code, all_known, lowest, highest = 0, 1, 255, 0
-                for n in range(8):
-                    k, j, i = z + (n >> 2), y + ((n >> 1) & 1), x + (n & 1)
-                    value = predicted[k, j, i]
-                    code = 2 * code + truth[k, j, i]
-                    all_known &= known[k, j, i]
-                    lowest, highest = min(lowest, value), max(highest, value)
-                if not all_known:
-                    continue
-                truth_cubes[code_class[code]] += 1
-                if lowest < highest:
-                    for n in range(8):
-                        corners[n] = predicted[z + (n >> 2), y + ((n >> 1) & 1), x + (n & 1)] << 8 | 128 >> n
-                    _add_changes(changes, corners, code_class[code], code_class)
-    truth_cubes[0] = 0
-    return truth_cubes, changes
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _add_changes(changes: Any, corners: Any, truth_class: Any, code_class: Any) -> None:
-    """Enter one cube: its eight corners as value · 256 + weight in the code, in any order."""
-    _sort(corners)
-    shared = np.int64(truth_class > 0)
-    code = 255 - (corners[0] & 255)
-    for n in range(1, 8):
-        # thresholds above the value before, up to this one, leave the corners of `code` set
-        after, upto = (corners[n - 1] >> 8) + 1, (corners[n] >> 8) + 1
-        if after < upto:
-            changes[shared, code_class[code], after] += 1
-            changes[shared, code_class[code], upto] -= 1
-        code -= corners[n] & 255
-    changes[2, truth_class, (corners[0] >> 8) + 1] += shared
-    changes[2, truth_class, (corners[7] >> 8) + 1] -= shared
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _sort(corners: Any) -> None:
-    """Sort eight numbers by a network: no branches that the processor could mispredict."""
-    a, b, c, d = corners[0], corners[1], corners[2], corners[3]
-    e, f, g, h = corners[4], corners[5], corners[6], corners[7]
-    a, c, b, d, e, g, f, h = min(a, c), max(a, c), min(b, d), max(b, d), min(e, g), max(e, g), min(f, h), max(f, h)
-    a, e, b, f, c, g, d, h = min(a, e), max(a, e), min(b, f), max(b, f), min(c, g), max(c, g), min(d, h), max(d, h)
-    a, b, c, d, e, f, g, h = min(a, b), max(a, b), min(c, d), max(c, d), min(e, f), max(e, f), min(g, h), max(g, h)
-    c, e, d, f = min(c, e), max(c, e), min(d, f), max(d, f)
-    b, e, d, g = min(b, e), max(b, e), min(d, g), max(d, g)
-    b, c, d, e, f, g = min(b, c), max(b, c), min(d, e), max(d, e), min(f, g), max(f, g)
-    for n, corner in enumerate((a, b, c, d, e, f, g, h)):
-        corners[n] = corner

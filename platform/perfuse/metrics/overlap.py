@@ -25,6 +25,11 @@ class ConfusionCounts:
             self.true_negative + other.true_negative,
         )
 
+    @classmethod
+    def of_planes(cls, planes: npt.NDArray[np.int64]) -> "ConfusionCounts":
+        """The sum of what `plane_counts` counted."""
+        return cls(*(int(n) for n in planes.sum(0)))
+
     @property
     def truth(self) -> int:
         """Voxels that are vessel."""
@@ -68,12 +73,26 @@ def confusion_counts(
 
     Raises ShapeMismatchError when the shapes differ.
     """
+    return ConfusionCounts.of_planes(plane_counts(truth, predicted, known))
+
+
+def plane_counts(
+    truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.int64]:
+    """The same, plane by plane: int64[z, 4] of true positives, false positives, false negatives and true negatives."""
     check_shapes(truth, predicted, known)
-    if known is not None:
-        truth, predicted = truth[known], predicted[known]
-    both = int(np.count_nonzero(truth & predicted))
-    positive, found = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
-    return ConfusionCounts(both, found - both, positive - both, truth.size - positive - found + both)
+    everywhere = np.ones(truth.shape[1:], np.bool_)
+    counts = [_of_plane(truth[z], predicted[z], everywhere if known is None else known[z]) for z in range(len(truth))]
+    return np.array(counts, np.int64).reshape(-1, 4)
+
+
+def _of_plane(
+    truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]
+) -> tuple[int, int, int, int]:
+    marked, found = truth & known, predicted & known
+    positive, both = int(np.count_nonzero(marked)), int(np.count_nonzero(marked & found))
+    wrong = int(np.count_nonzero(found)) - both
+    return both, wrong, positive - both, int(np.count_nonzero(known)) - positive - wrong
 
 
 def check_shapes(*arrays: npt.NDArray[np.generic] | None) -> None:

@@ -100,9 +100,9 @@ def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
     eights = surface.view(np.uint64)
     for z in range(depth - 1):
         for y in range(rows - 1):
-            _codes(truth, z, y, column, a)
-            _codes(predicted, z, y, column, b)
-            _codes(known, z, y, column, k)
+            cube_codes(truth, z, y, column, a)
+            cube_codes(predicted, z, y, column, b)
+            cube_codes(known, z, y, column, k)
             for x in range(width - 1):
                 surface[x] = (((a[x] != 0) & (a[x] != 255)) | ((b[x] != 0) & (b[x] != 255))) & (k[x] == 255)
             for n in range(len(eights)):
@@ -114,7 +114,7 @@ def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _codes(mask: Any, z: int, y: int, column: Any, out: Any) -> None:
+def cube_codes(mask: Any, z: int, y: int, column: Any, out: Any) -> None:
     """The eight voxels of each cube of a row as the bits of a byte, by way of the four of each column along x."""
     low, right, far, across = mask[z, y], mask[z, y + 1], mask[z + 1, y], mask[z + 1, y + 1]
     for x in range(len(column)):

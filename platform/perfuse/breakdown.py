@@ -1,0 +1,66 @@
+"""Where a prediction is good and where not: its scores slice by slice, and over the scan as seen from above."""
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.counting import Tally
+from perfuse.metrics import ConfusionCounts
+from perfuse.metrics.areas import area
+from perfuse.pictures import png
+
+COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
+SCORES = ("dice", "precision", "recall")
+NEED_ALL = {"false_positive", "true_negative", "dice", "precision"}
+"""What sparse truth does not tell."""
+Map = npt.NDArray[np.float64]
+
+
+def per_slice(counts: Tally, *, dense: bool) -> str:
+    """A CSV with a row a slice along z: voxels counted and scores; empty where there is none, or where sparse truth says none."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["z", *COUNTS, *SCORES])
+    for z, plane in enumerate(counts.planes):
+        of_slice = ConfusionCounts.of_planes(plane[None])
+        values = {name: getattr(of_slice, name) for name in (*COUNTS, *SCORES)}
+        told = {name: value for name, value in values.items() if (dense or name not in NEED_ALL) and value == value}
+        rows.writerow([z, *(told.get(name, "") for name in values)])
+    return text.getvalue()
+
+
+def maps(counts: Tally, *, dense: bool) -> dict[str, Map]:
+    """Scores of the columns along z by name, float64[y, x]; NaN where neither mask has anything. Sparse truth tells recall alone."""
+    hit, wrong, missed, _ = np.moveaxis(counts.columns, -1, 0)
+    if not dense:
+        return {"recall": _ratio(hit, hit + missed)}
+    truth, predicted, truth_shared, predicted_shared = np.moveaxis(counts.surfaces, 2, 0)
+    return {
+        "Dice": _ratio(2 * hit, 2 * hit + wrong + missed),
+        "surface dice": _ratio(area(truth_shared + predicted_shared), area(truth + predicted)),
+    }
+
+
+def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Map:
+    scores: Map = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return scores
+
+
+def heat_map(counts: Tally, title: str, *, dense: bool) -> bytes:
+    """The `maps` side by side as a PNG, dark is bad; grey where there is nothing to score."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    found = maps(counts, dense=dense)
+    colours = colormaps["magma"].with_extremes(bad="0.85")
+    figure = Figure(figsize=(6 * len(found) + 0.5, 5.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    rows, columns = (n * width for n, width in zip(counts.columns.shape, counts.width, strict=False))
+    for axes, (name, scores) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        drawn = axes.imshow(scores, vmin=0, vmax=1, cmap=colours, extent=(0, columns, rows, 0), interpolation="nearest")
+        axes.set(title=name, xlabel="x, voxels", ylabel="y, voxels")
+        figure.colorbar(drawn, ax=axes, shrink=0.8)
+    return png(figure)

@@ -1,0 +1,90 @@
+"""What is counted of a prediction in a scan: inside the organ, where the truth was given, in one pass over the voxels."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.catalog import ORGAN, Scan
+from perfuse.geometry import Box, Index3, blocks
+from perfuse.metrics import ConfusionCounts, SurfaceCounts, plane_counts, surface_counts
+from perfuse.metrics.areas import CLASSES
+from perfuse.passes import BLOCK, Arrays, cut, over_cubes
+
+Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+
+
+def truth_mask(scan: Scan, truth: str, box: Box) -> Mask:
+    """Where a label says vessel."""
+    return scan.read_label(truth, box) >= np.uint8(128)
+
+
+def counted_mask(scan: Scan, truth: str, box: Box) -> Mask:
+    """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
+    given = scan.read_given(truth, box)
+    return given & (scan.read_label(ORGAN, box) >= np.uint8(128)) if ORGAN in scan.labels() else given
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of a scan, slice by slice and column by column; every voxel and cube is in one of each."""
+
+    planes: Counts
+    """int64[z, 4]: as `plane_counts`."""
+    columns: Counts
+    """int64[y, x, 4]: the same, of the voxels above each other in z."""
+    surfaces: Counts
+    """int64[y, x, 4, 14]: the four of `SurfaceCounts`, of the columns' cubes."""
+    width: tuple[int, int]
+    """Voxels of a column along y and x; the last may be narrower."""
+
+    @property
+    def voxels(self) -> ConfusionCounts:
+        """Of the whole scan."""
+        return ConfusionCounts.of_planes(self.planes)
+
+    @property
+    def surface(self) -> SurfaceCounts:
+        """Of the whole scan."""
+        return SurfaceCounts(*self.surfaces.sum((0, 1)))
+
+
+def tally(
+    scan: Scan, truth: str, predicted: Callable[[Box], Mask], width: tuple[int, int] = (BLOCK[1], BLOCK[2])
+) -> Tally:
+    """Count a prediction against a label; width: of columns along y and x, which divide those of blocks."""
+    depth, rows, columns = shape = scan.shape_zyx
+    grid = (-(-rows // width[0]), -(-columns // width[1]))
+    planes = np.zeros((depth, 4), np.int64)
+    voxels, surfaces = np.zeros((*grid, 4), np.int64), np.zeros((*grid, 4, CLASSES), np.int64)
+
+    def read(box: Box) -> Arrays:
+        return truth_mask(scan, truth, box), predicted(box), counted_mask(scan, truth, box)
+
+    def count(box: Box, arrays: Arrays) -> list[tuple[Box, Counts, Counts]]:
+        return [_cell(cell, box, arrays, shape) for cell in _cells(box, width)]
+
+    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, (0, 0, 1), count):
+        for cell, of_planes, of_surface in cells:
+            at = cell.start[1] // width[0], cell.start[2] // width[1]
+            planes[cell.slices[0]] += of_planes
+            voxels[at] += of_planes.sum(0)
+            surfaces[at] += of_surface
+    return Tally(planes, voxels, surfaces, width)
+
+
+def _cells(box: Box, width: tuple[int, int]) -> Iterator[Box]:
+    for cell in blocks(box.shape, (box.shape[0], *width)):
+        yield cell.shifted(box.start)
+
+
+def _cell(cell: Box, box: Box, arrays: Arrays, shape_zyx: Index3) -> tuple[Box, Counts, Counts]:
+    """The counts of a part of a block, whose arrays begin one voxel before it."""
+    inside = cell.relative_to(box.start)
+    own = tuple(slice(a + 1, b + 1) for a, b in zip(inside.start, inside.stop, strict=True))
+    far = (int(b == n) for b, n in zip(cell.stop, shape_zyx, strict=True))
+    around = tuple(slice(s.start - 1, s.stop + extra) for s, extra in zip(own, far, strict=True))
+    surface = surface_counts(*(a[around] for a in arrays))
+    return cell, plane_counts(*(a[own] for a in arrays)), np.stack(list(vars(surface).values()))

@@ -8,9 +8,10 @@ import numpy.typing as npt
 from perfuse.catalog import Scan
 from perfuse.contract import Forward
 from perfuse.geometry import Box, Index3, index3, move_axis
+from perfuse.inference.backends import usual
 from perfuse.inference.logits import Logits, fuse
 from perfuse.inference.slab import Engine, Read, rows_of_logits
-from perfuse.models import best_device, resolve_precision
+from perfuse.models import best_device
 from perfuse.normalisation import bounds, bounds_of, normalise
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _fused(
     network: "torch.nn.Module", forward: Forward, values: npt.NDArray[np.float32], axes: list[int]
 ) -> Probability:
     device = best_device()
-    engine = Engine.of(network, forward, device, resolve_precision(forward.precision, device))
+    engine = Engine.of(network, forward, device, usual(forward.precision, device))
     shape = index3(values.shape)
     return fuse([[_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]])
 

@@ -1,7 +1,7 @@
 """A prediction as tasks: slabs along each axis into int16 scratch, then shards of the soft label.
 
 Everything that decides a voxel is in the key: the scan's digest, and each member's forward contract with its weights and
-precision. Every member has a scratch of its own. Scratch and label carry done-marks; what is marked and intact is never
+backend. Every member has a scratch of its own. Scratch and label carry done-marks; what is marked and intact is never
 computed again.
 """
 
@@ -17,11 +17,12 @@ from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.contract import Forward, Frozen, of_class, read_by
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box, move_axis, runs, tile_starts
+from perfuse.inference.choosing import Choice, choose
 from perfuse.inference.logits import fuse
 from perfuse.inference.scratch import BAND, SLAB, Scratch
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.labels import LabelWriter, check_output, writer_for
-from perfuse.models import Precision, best_device, resolve_precision
+from perfuse.models import best_device
 from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
 
@@ -87,7 +88,7 @@ class Member(Frozen):
 
     key: str
     forward: Forward
-    precision: Precision
+    choice: Choice
 
     @property
     def scratch(self) -> str:
@@ -182,6 +183,7 @@ class Prediction(Frozen):
         lineage: dict[str, Any] = {
             "scan_digest": Scan.open(self.scan_url).info.digest,
             "members": [member.uri for member in model.members],
+            "backends": [member.choice.model_dump(mode="json") for member in self.members],
             "donors": model.donors,
         }
 
@@ -207,12 +209,12 @@ class Prediction(Frozen):
             bundle_digest=model.digest(),
             class_name=name,
             threshold=read_by(model.threshold, name),
-            precision=", ".join(sorted({member.precision for member in self.members})),
+            backend=", ".join(sorted({member.choice.backend for member in self.members})),
         )
 
 
 def prepare(scan_url: str, model: Model, output: str, *, memory_bytes: int | None = None) -> Prediction:
-    """Check scan against contract, choose device and precision, and give the work its key.
+    """Check scan against contract, choose device and backend, and give the work its key.
 
     memory_bytes: what an actor may use, for PlanError.
     Raises ContractError for a voxel size that the contract forbids or a member named twice, ScanError for a missing scan or
@@ -227,21 +229,18 @@ def prepare(scan_url: str, model: Model, output: str, *, memory_bytes: int | Non
     _check_fits(plan(scan, *forwards), memory_bytes)
     device = best_device()
     voxels = [scan.info.digest, *scan.organ_identity]
-    precisions = [resolve_precision(forward.precision, device) for forward in forwards]
-    keys = [
-        storage.digest_json([*voxels, member.forward_digest(), precision, device])
-        for member, precision in zip(model.members, precisions, strict=True)
-    ]
-    if len(set(keys)) < len(keys):
+    if len({member.forward_digest() for member in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
-    members = [
-        Member(key=key, forward=forward, precision=precision)
-        for key, forward, precision in zip(keys, forwards, precisions, strict=True)
-    ]
+    members = []
+    for member, forward in zip(model.members, forwards, strict=True):
+        batches = plan(scan, forward).tiles // PLANES
+        choice = choose(scan, member, model.threshold, device, batches)
+        key = storage.digest_json([*voxels, member.forward_digest(), choice.backend, device])
+        members.append(Member(key=key, forward=forward, choice=choice))
     return Prediction(
         scan_url=scan.url,
         output=output,
-        key=storage.digest_json(sorted(keys)),
+        key=storage.digest_json(sorted(member.key for member in members)),
         members=tuple(members),
         device=device,
     )
@@ -296,5 +295,5 @@ class Worker:
             network = build(member.forward.network)
             network.load_state_dict(self.model.members[number].weights)
             self._engines.clear()
-            self._engines[number] = Engine.of(network, member.forward, self.prediction.device, member.precision)
+            self._engines[number] = Engine.of(network, member.forward, self.prediction.device, member.choice.backend)
         return self._engines[number]

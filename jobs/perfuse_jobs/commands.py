@@ -226,7 +226,7 @@ def _show_labels(scan_url: str, infos: "tuple[LabelInfo, ...]", *, as_json: bool
         print_json(values)
         return values
     for info in infos:
-        by = f", by {info.model.uri} in {info.model.precision}" if info.model else ""
+        by = f", by {info.model.uri} in {info.model.backend}" if info.model else ""
         what = info.model.class_name if info.model and info.model.class_name else "vessel"
         results.print(f"{scan_url}: label {info.name}, {info.foreground:.2%} {what}{by}", soft_wrap=True, markup=False)
     return values

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import zarr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from perfuse import intensity, measured, storage, volumes
 from perfuse.errors import ScanError
@@ -30,7 +30,8 @@ class ModelRef(BaseModel):
     class_name: str = Field("", exclude_if=lambda name: not name)
     """Which of its classes the label shows, where it has several."""
     threshold: int
-    precision: str
+    backend: str = Field(validation_alias=AliasChoices("backend", "precision"))
+    """How its logits were computed, as compiled-bf16; of several members all that were used. Older labels say precision."""
 
 
 class LabelInfo(BaseModel):

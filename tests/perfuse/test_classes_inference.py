@@ -20,6 +20,7 @@ from perfuse.inference.prediction import Worker
 from perfuse.inference.scratch import SLAB
 from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.models import build
+from perfuse.models.panels import Panels
 from perfuse.normalisation import bounds, normalise
 from perfuse.recipes import load_recipe
 from perfuse.registry import bundles, load_model
@@ -58,7 +59,7 @@ def alone(made: Bundle, number: int) -> Engine:
     network.load_state_dict(made.weights)
     forward = made.contract.forward
     one = forward.changed(network=forward.network.changed(classes=()))
-    return Engine.of(Only(network, number), one, "cpu", "fp32")
+    return Engine.of(Panels(Only(network.network, number), one.network), one, "cpu", "eager-fp32")
 
 
 def slab(engine: Engine, values: np.ndarray, axis: int, planes: tuple[int, int]) -> np.ndarray:
@@ -115,7 +116,7 @@ def test_each_class_lies_where_its_input_was(shape: tuple[int, int, int], axis: 
 
     values = np.random.default_rng(seed).random(shape, np.float32)
     network = Network(**SMALL, planes=2, outputs="all", classes=CLASSES)
-    engine = Engine.of(Planes(), Forward(network=network, voxel_size_um=(10, 100), tile=32), "cpu", "fp32")
+    engine = Engine.of(Planes(), Forward(network=network, voxel_size_um=(10, 100), tile=32), "cpu", "eager-fp32")
     logits = slab(engine, values, axis, (0, shape[axis]))
     for found, expected in zip(np.moveaxis(logits, 1, 1 + axis), (values, 2 - 3 * values), strict=True):
         np.testing.assert_allclose(found, expected * 1024, rtol=0, atol=1.01)

@@ -36,7 +36,7 @@ class Weighted(torch.nn.Module):
 
 def engine(network: Network, module: torch.nn.Module, **about) -> Engine:
     made = Forward(network=network, voxel_size_um=(10, 100), tile=32, **about)
-    return Engine.of(module, made, "cpu", "fp32")
+    return Engine.of(module, made, "cpu", "eager-fp32")
 
 
 def slab(made: Engine, values: np.ndarray, axis: int, planes: tuple[int, int]) -> np.ndarray:

@@ -80,9 +80,9 @@ def test_turns_are_a_group_and_undone(name: str) -> None:
 def test_an_answer_turns_with_its_input(name: str) -> None:
     rng = np.random.default_rng(0)
     images = rng.random((2, 1, 64, 64), np.float32)
-    engine = Engine.of(Slanted(), forward(turns=name), "cpu", "fp32")
+    engine = Engine.of(Slanted(), forward(turns=name), "cpu", "eager-fp32")
     answer = engine.logits(images)
-    assert not np.array_equal(answer, Engine.of(Slanted(), forward(), "cpu", "fp32").logits(images))
+    assert not np.array_equal(answer, Engine.of(Slanted(), forward(), "cpu", "eager-fp32").logits(images))
     for view in GROUPS[name]:
         shown = turned(torch.from_numpy(images), *view).contiguous().numpy()
         np.testing.assert_array_equal(engine.logits(shown), turned(torch.from_numpy(answer), *view).numpy())
@@ -101,7 +101,7 @@ def test_scales_are_seen_and_brought_back() -> None:
     line = np.sin(np.arange(64) / 10, dtype=np.float32)
     images = (line[:, None] * line[None, :])[None, None].copy()
     network = Same()
-    answer = Engine.of(network, forward(scales=(1, 2, 0.5)), "cpu", "fp32").logits(images)
+    answer = Engine.of(network, forward(scales=(1, 2, 0.5)), "cpu", "eager-fp32").logits(images)
     assert network.sizes == {32, 64, 128}
     assert np.abs(answer / ONE - images)[:, :, 4:-4, 4:-4].max() < 0.01
 
@@ -132,7 +132,7 @@ def test_a_contract_without_views_is_what_it_was() -> None:
 def test_blending_is_that_of_a_plain_loop(shape: Any, kind: str, blend: str, overlap: float) -> None:
     values = np.random.default_rng(0).random(shape, np.float32)
     given = forward(window=kind, blend=blend, overlap=overlap)
-    engine = Engine.of(Slanted(), given, "cpu", "fp32")
+    engine = Engine.of(Slanted(), given, "cpu", "eager-fp32")
     found = slab(engine, values, 0, (0, shape[0]))
     weights, unit = window(kind, 64).astype(float), ONE if blend == "logit" else 255 * P_ONE
     total, weight = np.zeros((shape[0], 400, 400)), np.zeros((400, 400))
@@ -285,7 +285,7 @@ def test_background_is_not_seen_and_said_to_be_skipped(scan: Scan) -> None:
 def test_bits_of_a_part_do_not_depend_on_slabs(network: Network) -> None:
     values = np.random.default_rng(1).random((40, 72, 80), np.float32)
     torch.manual_seed(0)
-    engine = Engine.of(build(network), forward(network=network, turns="flips", window="max"), "cpu", "fp32")
+    engine = Engine.of(build(network), forward(network=network, turns="flips", window="max"), "cpu", "eager-fp32")
 
     def needed(box: Box) -> bool:
         return not box.intersect(Box((13, 0, 0), (30, 72, 20))).empty

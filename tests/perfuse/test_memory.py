@@ -12,6 +12,7 @@ from perfuse.bundle import Bundle
 from perfuse.contract import Contract, Forward, Network
 from perfuse.inference.preparing import prepare
 from perfuse.inference.slab import Engine
+from perfuse.models import build
 
 SHAPES = ((64, 64, 64), (768, 64, 64), (3072, 64, 64))
 """The first warms up: what compiling takes is not counted. The second keeps all threads busy: a smaller one needs less."""
@@ -25,9 +26,10 @@ class Middle(torch.nn.Module):
 
 
 def test_prediction_and_scores_of_a_volume_four_times_as_deep(tmp_path: Path, make_scan: Any, tubes: Any) -> None:
-    forward = Forward(network=Network(), voxel_size_um=(10, 100), tile=64, axes=("z",), precision="fp32")
-    bundle = Bundle(Contract(forward=forward), {"weight": torch.zeros(1)}, {})
-    engine = Engine.of(Middle(), forward, "cpu", "fp32")
+    network = Network(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
+    forward = Forward(network=network, voxel_size_um=(10, 100), tile=64, axes=("z",), precision="fp32")
+    bundle = Bundle(Contract(forward=forward), build(network).state_dict(), {})
+    engine = Engine.of(Middle(), forward, "cpu", "eager-fp32")
     peaks = []
     for shape in SHAPES:
         image, mask = tubes(1, shape)

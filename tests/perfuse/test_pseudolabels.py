@@ -35,7 +35,7 @@ class Seen:
         writer = writer_for(scan, output, "prediction")
         for task in writer.todo():
             writer.write(task, self.values[writer.tasks[task].slices])
-        made_by = ModelRef(uri=model.uri, forward_digest="", bundle_digest="", threshold=100, precision="fp32")
+        made_by = ModelRef(uri=model.uri, forward_digest="", bundle_digest="", threshold=100, backend="eager-fp32")
         return writer.finish(
             lambda share, digest: LabelInfo(
                 name=output,

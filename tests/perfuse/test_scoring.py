@@ -17,7 +17,7 @@ from perfuse.metrics import confusion_counts, curve_counts, otsu_threshold, otsu
 from perfuse.validity import LabelBox, summary
 
 SHAPE = (70, 40, 44)
-MODEL = ModelRef(uri="", forward_digest="f", bundle_digest="b", threshold=100, precision="fp32")
+MODEL = ModelRef(uri="", forward_digest="f", bundle_digest="b", threshold=100, backend="eager-fp32")
 
 
 def write_soft(scan: Scan, name: str, values: np.ndarray, model: ModelRef | None = MODEL) -> None:

@@ -26,7 +26,7 @@ Volume = np.ndarray[Any, Any]
 SHAPE = (70, 66, 90)
 WHOLE = Box.whole(SHAPE)
 PART = Box((30, 0, 0), (68, 66, 90))
-MODEL = ModelRef(uri="models:/m/1", forward_digest="f", bundle_digest="b", threshold=100, precision="fp32")
+MODEL = ModelRef(uri="models:/m/1", forward_digest="f", bundle_digest="b", threshold=100, backend="eager-fp32")
 Bytes = Callable[[Path], dict[str, str]]
 
 

@@ -9,10 +9,11 @@ import numpy.typing as npt
 from perfuse.catalog import Scan
 from perfuse.contract import Forward
 from perfuse.geometry import AXES, Box, Index3, index3, move_axis
+from perfuse.inference.backends import usual
 from perfuse.inference.grid import resized, shape_at
 from perfuse.inference.logits import Logits, Seen, fuse
 from perfuse.inference.slab import Engine, Read, rows_of_logits
-from perfuse.models import best_device, resolve_precision
+from perfuse.models import best_device
 from perfuse.normalisation import bounds, bounds_of, normalise
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _fused(
     back: Callable[[Logits], Logits] = lambda part: part,
 ) -> Probability:
     device = best_device()
-    engine = Engine.of(network, forward, device, resolve_precision(forward.precision, device))
+    engine = Engine.of(network, forward, device, usual(forward.precision, device))
     shape = index3(values.shape)
     seen = forward.changed(axes=tuple(AXES[a] for a in axes), axis_weights=_weights(forward, axes))
     parts = [_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]

@@ -1,7 +1,7 @@
 """A prediction as tasks: slabs along each axis into int16 scratch, then shards of the soft label.
 
 Everything that decides a voxel is in the key: the scan's digest, the region, each member's forward contract with its weights
-and precision, and how they are fused. Every member has a scratch of its own, whose key knows nothing of fusion: what is fused
+and backend, and how they are fused. Every member has a scratch of its own, whose key knows nothing of fusion: what is fused
 otherwise asks no network. Scratch and label carry done-marks; what is marked and intact is never computed again.
 """
 
@@ -16,6 +16,7 @@ from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.contract import Forward, Frozen, Fusion, of_class, read_by
 from perfuse.geometry import Box, Index3
+from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import Seen, fuse
 from perfuse.inference.planning import plan, slabs
@@ -23,7 +24,6 @@ from perfuse.inference.region import Region
 from perfuse.inference.scratch import Scratch
 from perfuse.inference.slab import Engine, rows_of_logits
 from perfuse.labels import LabelWriter, writer_for
-from perfuse.models import Precision
 from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
 
@@ -39,7 +39,7 @@ class Member(Frozen):
     seen_key: str
     """Of what it sees along any one axis."""
     forward: Forward
-    precision: Precision
+    choice: Choice
 
     @property
     def scratch(self) -> str:
@@ -165,6 +165,7 @@ class Prediction(Frozen):
         lineage: dict[str, Any] = {
             "scan_digest": Scan.open(self.scan_url).info.digest,
             "members": [member.uri for member in model.members],
+            "backends": [member.choice.model_dump(mode="json") for member in self.members],
             "donors": model.donors,
             **self._about(),
         }
@@ -200,7 +201,7 @@ class Prediction(Frozen):
             bundle_digest=model.digest(),
             class_name=name,
             threshold=read_by(model.threshold, name),
-            precision=", ".join(sorted({member.precision for member in self.members})),
+            backend=", ".join(sorted({member.choice.backend for member in self.members})),
         )
 
 
@@ -229,5 +230,5 @@ class Worker:
             network = build(member.forward.network)
             network.load_state_dict(self.model.members[number].weights)
             self._engines.clear()
-            self._engines[number] = Engine.of(network, member.forward, self.prediction.device, member.precision)
+            self._engines[number] = Engine.of(network, member.forward, self.prediction.device, member.choice.backend)
         return self._engines[number]

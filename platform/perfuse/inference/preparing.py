@@ -6,16 +6,18 @@ from perfuse.catalog import LabelInfo, Scan
 from perfuse.contract import Fusion, of_class
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
+from perfuse.inference.choosing import choose
 from perfuse.inference.planning import PredictionPlan, plan
 from perfuse.inference.prediction import Member, Prediction
+from perfuse.inference.slab import PLANES
 from perfuse.labels import check_output
-from perfuse.models import best_device, resolve_precision
+from perfuse.models import best_device
 
 
 def prepare(
     scan_url: str, model: Model, output: str, *, roi: Box | None = None, memory_bytes: int | None = None
 ) -> Prediction:
-    """Check scan against contract, choose device and precision, and give the work its key.
+    """Check scan against contract, choose device and backend, and give the work its key.
 
     roi: the voxels of the scan that are predicted; None: all. memory_bytes: what an actor may use, for PlanError.
     Raises ContractError for a voxel size that the contract forbids or a member named twice, ScanError for a missing scan or
@@ -30,10 +32,10 @@ def prepare(
     _check_roi(scan, roi)
     _check_fits(plan(scan, *forwards, roi=roi), memory_bytes)
     device = best_device()
-    members = tuple(_member(scan, bundle, device, roi) for bundle in model.members)
-    keys = [member.key for member in members]
-    if len(set(keys)) < len(keys):
+    if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
+    members = tuple(_member(scan, model, bundle, device, roi) for bundle in model.members)
+    keys = [member.key for member in members]
     fusion = model.fusion
     return Prediction(
         scan_url=scan.url,
@@ -46,15 +48,15 @@ def prepare(
     )
 
 
-def _member(scan: Scan, bundle: Bundle, device: str, roi: Box | None) -> Member:
+def _member(scan: Scan, model: Model, bundle: Bundle, device: str, roi: Box | None) -> Member:
     forward = bundle.contract.forward
-    precision = resolve_precision(forward.precision, device)
+    choice = choose(scan, bundle, model.threshold, device, plan(scan, forward, roi=roi).tiles // PLANES)
     voxels = [scan.info.digest, *scan.organ_identity, *([] if roi is None else [roi.start, roi.stop])]
     return Member(
-        key=storage.digest_json([*voxels, bundle.forward_digest(), precision, device]),
-        seen_key=storage.digest_json([*voxels, bundle.seen_digest(), precision, device]),
+        key=storage.digest_json([*voxels, bundle.forward_digest(), choice.backend, device]),
+        seen_key=storage.digest_json([*voxels, bundle.seen_digest(), choice.backend, device]),
         forward=forward,
-        precision=precision,
+        choice=choice,
     )
 
 

@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.contract import Forward, Network
+from perfuse.errors import ContractError
 from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
 from perfuse.inference import views
+from perfuse.inference.backends import Backend
 from perfuse.inference.logits import BACKGROUND, Logits, divide, window
-from perfuse.models import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -41,28 +42,39 @@ Needed = Callable[[Box], bool]
 
 @dataclass(frozen=True)
 class Engine:
-    """A network that is ready to answer: on its device, in its precision."""
+    """A network that is ready to answer: on its device, by its backend."""
 
     network: "torch.nn.Module"
     forward: Forward
     device: str
-    precision: Precision
+    backend: Backend
 
     @classmethod
-    def of(cls, network: "torch.nn.Module", forward: Forward, device: str, precision: Precision) -> "Engine":
-        """Put a network on its device, in the layout that is fast there."""
-        import torch
+    def of(cls, network: "torch.nn.Module", forward: Forward, device: str, backend: Backend) -> "Engine":
+        """Of a copy of a network, which stays as it is."""
+        from perfuse.inference.running import network_on
 
-        placed = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(placed, forward, device, precision)
+        return cls(network_on(network, backend, device), forward, device, backend)
 
     def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-        """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views."""
+        """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views.
+
+        Raises ContractError where the network answers with something that is no number.
+        """
         import torch
 
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-            return np.asarray(views.answer(self.network, batch, self.forward).cpu().numpy())
+            return np.asarray(views.answer(self._numbers, batch, self.forward).cpu().numpy())
+
+    def _numbers(self, batch: "torch.Tensor") -> "torch.Tensor":
+        answer: torch.Tensor = self.network(batch)
+        if answer.isnan().any():
+            raise ContractError(
+                f"The network's logits are no numbers (NaN), computed by {self.backend}. Its weights do not suit that "
+                "precision, or are damaged: write precision: fp32 into its contract, or train it anew."
+            )
+        return answer
 
 
 def rows_of_logits(
@@ -214,3 +226,14 @@ def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]
 
 def _panels(part: npt.NDArray[np.float32], shown: list[int]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(np.stack([part[n : n + PLANES] for n in shown], axis=1))
+
+
+def middle_batch(forward: Forward, read: Read, shape_zyx: Index3) -> npt.NDArray[np.float32]:
+    """Images [PLANES, planes, tile, tile] that an engine is shown of the middle of a volume, along its first axis."""
+    axis, network, tile = "zyx".index(forward.axes[0]), forward.network, forward.tile
+    depth, *size = move_axis(shape_zyx, axis)
+    place = depth // 2 // PLANES * PLANES
+    top, left = (starts[len(starts) // 2] for starts in (tile_starts(n, tile, forward.stride) for n in size))
+    first = place + network.shown[0]
+    band = _read_band(read, shape_zyx, axis, (first, place + PLANES + network.shown[-1]), (top, top + tile))
+    return _panels(_pad_to(band[:, :, left : left + tile], tile), [place - first + n for n in network.shown])

@@ -1,0 +1,128 @@
+"""The backend of a member: measured once, by the driver, on a batch of the very scan, and remembered in the scan.
+
+What was chosen stays chosen for a model and a scan on a kind of device: another backend gives other bits, and work that is
+half done would begin anew.
+"""
+
+import numpy as np
+
+from perfuse import storage, volumes
+from perfuse.bundle import Bundle
+from perfuse.catalog import Scan
+from perfuse.console import say
+from perfuse.contract import Blend, Forward, Frozen, Threshold, read_by
+from perfuse.errors import PerfuseError
+from perfuse.inference.backends import Backend, compiled, eager_backends, usual, why_not_compiled
+from perfuse.inference.logits import ONE, P_ONE, Seen, fuse
+from perfuse.inference.slab import Engine, middle_batch
+from perfuse.inference.trial import Fixed, Images, Seconds, Task, trial, trial_elsewhere
+from perfuse.normalisation import bounds, normalise
+
+FEW = 100
+"""Batches of a job that is not worth measuring for: it takes the usual backend."""
+COMPILING = (20.0, 300.0)
+"""Seconds that compiling gets: a tenth of the job, at most the second; where that is less than the first it is not tried."""
+
+
+class Choice(Frozen):
+    """A backend, and what was measured of it."""
+
+    backend: Backend
+    seconds: dict[str, Seconds]
+    """Of each backend that was tried, on one batch of the scan."""
+    unused: dict[str, str]
+    """Why others were not."""
+    largest_difference: float
+    """Of a probability of that batch, from those of the network as it was trained: eager, float32, nothing folded."""
+    swapped: float
+    """Share of that batch's voxels that lie on the other side of the threshold."""
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{name} {taken.batch:.3g} s" for name, taken in self.seconds.items())
+        why = "".join(f"; {name} is not used: {reason}" for name, reason in self.unused.items())
+        return (
+            f"{self.backend} (a batch: {tried}{why}); probabilities within {self.largest_difference:.2g} of those in "
+            f"float32, {self.swapped:.3%} of voxels on the other side of the threshold"
+        )
+
+
+def choose(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batches: int) -> Choice:
+    """The backend by which a member answers on a scan: what was chosen before, else what is measured now, and told.
+
+    batches: of the whole job. Raises PerfuseError when the network answers by no backend.
+    """
+    key = storage.digest_json([bundle.seen_digest(), device])[:16]
+    group = volumes.open_group(scan.url, "r+").require_group(f"perfuse/backends/{key}")
+    if "choice" in group.attrs:
+        choice = Choice.model_validate(group.attrs["choice"])
+        if choice.backend.startswith("eager") or why_not_compiled(device) is None:
+            return choice
+    choice = _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, batches)
+    group.attrs["choice"] = choice.model_dump(mode="json")
+    say(f"{bundle.uri or 'this model'} on {device}: {choice}")
+    return choice
+
+
+def _images(scan: Scan, forward: Forward) -> Images:
+    window = bounds(scan, forward.normalisation)
+    return middle_batch(
+        forward, lambda box: normalise(scan.read_image(box), window, forward.normalisation), scan.shape_zyx
+    )
+
+
+def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, batches: int) -> Choice:
+    import torch
+
+    from perfuse.models import build
+
+    forward = bundle.contract.forward
+    network = build(forward.network).eval()
+    network.load_state_dict(bundle.weights)
+    results: dict[Backend, tuple[Seconds, Fixed]] = {}
+    unused: dict[str, str] = {}
+    few = batches < FEW
+    for backend in [usual(forward.precision, device)] if few else eager_backends(forward.precision, device):
+        try:
+            results[backend] = trial(Engine.of(network, forward, device, backend), images)
+        except (PerfuseError, RuntimeError, TypeError, ValueError) as error:
+            unused[backend] = " ".join(str(error).split())[:200]
+    if not results:
+        raise PerfuseError(f"{bundle.uri or 'The network'} does not answer: {'; '.join(unused.values())}")
+    best = min(results, key=lambda name: results[name][0].batch)
+    eager = results[best][0].batch
+    limit = min(eager * batches / 10, COMPILING[1])
+    if limit >= COMPILING[0]:
+        other = compiled(best)
+        task = Task(backend=other, device=device, threads=torch.get_num_threads())
+        found = why_not_compiled(device) or trial_elsewhere(bundle, images, task, limit)
+        if isinstance(found, str):
+            unused[other] = found
+        else:
+            results[other] = found
+            if (eager - found[0].batch) * batches > found[0].first:
+                best = other
+    plain = Engine(network.to(device), forward, device, "eager-fp32").logits(images)
+    difference, swapped = compared(results[best][1], plain, threshold, forward.network.class_names, forward.blend)
+    return Choice(
+        backend=best,
+        seconds={name: seconds for name, (seconds, _) in results.items()},
+        unused=unused,
+        largest_difference=difference,
+        swapped=swapped,
+    )
+
+
+def compared(
+    answer: Fixed, plain: Fixed, threshold: Threshold, class_names: tuple[str, ...], blend: Blend = "logit"
+) -> tuple[float, float]:
+    """The largest difference of a probability, and the share of voxels on the other side of the threshold of their class.
+
+    Both [n, classes · targets, h, w] in fixed point of the blend.
+    """
+    least = np.array([read_by(threshold, name) for name in class_names], np.uint8)
+    masks, probabilities = [], []
+    for logits in (answer, plain):
+        by_class = np.moveaxis(logits.reshape(len(logits), len(least), -1), 1, -1)
+        masks.append(fuse([Seen(by_class, 1, blend)]) >= least)
+        probabilities.append(by_class / (255 * P_ONE) if blend == "probability" else 1 / (1 + np.exp(-by_class / ONE)))
+    return float(np.abs(probabilities[0] - probabilities[1]).max()), float(np.mean(masks[0] != masks[1]))

@@ -154,8 +154,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, scan: Scan, bundle: Bundle, batche
 @pytest.mark.parametrize(
     ("batches", "compiled", "expected", "limits"),
     [
-        (99, 0.1, "eager-bf16", []),
-        (300, 0.1, "eager-bf16", []),  # a tenth of 300 × 0.5 s is too short to compile
+        (299, 0.1, "eager-bf16", []),
+        (350, 0.1, "eager-bf16", []),  # a tenth of 350 × 0.5 s is too short to compile
         (1000, 0.1, "compiled-bf16", [50]),
         (10_000, 0.497, "eager-bf16", [300]),  # 30 s saved for 40
         (10_000, 0.6, "eager-bf16", [300]),
@@ -174,7 +174,7 @@ def test_compiling_must_pay(
     choice, asked = measured(monkeypatch, scan, bundle, batches, **taken)
     assert choice.backend == expected
     assert asked == pytest.approx(limits)
-    assert set(choice.seconds) == ({"eager-bf16"} if batches < 100 else {"eager-fp32", "eager-bf16"}) | (
+    assert set(choice.seconds) == ({"eager-bf16"} if batches < choosing.FEW else {"eager-fp32", "eager-bf16"}) | (
         {"compiled-bf16"} if limits else set()
     )
 
@@ -201,7 +201,7 @@ def test_another_backend_is_another_prediction(scan: Scan, bundle: Bundle, monke
     keys = []
     for backend in ("eager-fp32", "eager-bf16"):
         choice = choosing.Choice(backend=backend, seconds={}, unused={}, largest_difference=0, swapped=0)
-        monkeypatch.setattr("perfuse.inference.prediction.choose", lambda *_, choice=choice: choice)
+        monkeypatch.setattr("perfuse.inference.preparing.choose", lambda *_, choice=choice: choice)
         keys.append(prepare(scan.url, bundle, "soft").key)
     assert len(set(keys)) == 2
 

@@ -18,7 +18,7 @@ from perfuse.inference.slab import Engine, middle_batch
 from perfuse.inference.trial import Fixed, Images, Seconds, Task, trial, trial_elsewhere
 from perfuse.normalisation import bounds, normalise
 
-FEW = 100
+FEW = 300
 """Batches of a job that is not worth measuring for: it takes the usual backend."""
 COMPILING = (20.0, 300.0)
 """Seconds that compiling gets: a tenth of the job, at most the second; where that is less than the first it is not tried."""

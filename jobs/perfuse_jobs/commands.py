@@ -6,6 +6,7 @@ import typer
 
 from perfuse.errors import PerfuseError
 from perfuse_jobs.campaign_command import campaign
+from perfuse_jobs.sweep_command import sweep
 from perfuse_jobs.workers import ONE, Workers, WorkersOption, check_local
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(predict)
     app.command()(pseudolabel)
+    app.command()(sweep)
     app.command()(campaign)
     app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(submit)
 

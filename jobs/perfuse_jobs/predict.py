@@ -52,12 +52,16 @@ def predict_ray(
         done = already_done(prediction, model)
         if done is not None:
             return done
-        connect(workers.most)
-        _run(
-            f"predict {output}, slabs", prediction.slabs_to_do(), lambda rows: _slabs(rows, prediction, model, workers)
-        )
+        fill_ray(prediction, model, workers)
         _run(f"fuse {output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
         return prediction.finish(model, keep_scratch=keep_scratch)
+
+
+def fill_ray(prediction: Prediction, model: Model, workers: Workers) -> None:
+    """Make the members' logits that are not there yet, with processes of Ray."""
+    connect(workers.most)
+    rows = prediction.slabs_to_do()
+    _run(f"predict {prediction.output}, slabs", rows, lambda ready: _slabs(ready, prediction, model, workers))
 
 
 def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> None:

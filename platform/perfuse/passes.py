@@ -9,6 +9,7 @@ Metrics count 2×2×2 cubes, and those of a block begin one voxel before it. The
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,7 +48,8 @@ def over_cubes(
 ) -> Iterator[Part]:
     """What `work` makes of each block and its voxels with those that its cubes need besides, in order.
 
-    cuts: blocks that tile the volume, in C order. read: arrays [z, y, x] of a block. outside: what each holds in the padding.
+    cuts: blocks that tile the volume, in C order. read: arrays [z, y, x] of a block. outside: what each holds in the padding;
+    of further ones 0.
     """
 
     def decoded() -> Iterator[tuple[Box, Arrays]]:
@@ -67,7 +69,7 @@ def cubes(
     for box, arrays in decoded:
         last = [int(b == n) for b, n in zip(box.stop, shape_zyx, strict=True)]
         grown = []
-        for number, (array, fill) in enumerate(zip(arrays, outside, strict=True)):
+        for number, (array, fill) in enumerate(zip(arrays, chain(outside, repeat(0)), strict=False)):
             out = np.pad(array, [(1, extra) for extra in last], constant_values=fill)
             for axis in (2, 1, 0):
                 face = [slice(1, 1 + n) for n in box.shape[:axis]] + [0] + [slice(None)] * (2 - axis)

@@ -1,6 +1,6 @@
 """Scores of predictions stored in scans: exact, block by block, in flat memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -155,28 +155,36 @@ def counts_by_scan(scans: Sequence[Scan], prediction: str, truth: str, within: S
     """
     found = []
     for scan, extent in zip(scans, within or [Box.whole(scan.shape_zyx) for scan in scans], strict=True):
-        if scan.label_info(truth).kind == "sparse":
-            raise ScanError(
-                f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one."
-            )
-        found.append(sum(_curve_counts(scan, prediction, truth, extent), CurveCounts()))
+        check_dense(scan, truth)
+        (counts,) = curves(scan, truth, lambda box, scan=scan: (scan.read_label(prediction, box),), extent)  # type: ignore[misc]
+        found.append(counts)
     return found
 
 
-def _curve_counts(scan: Scan, prediction: str, truth: str, extent: Box) -> Iterator[CurveCounts]:
-    """Of each block."""
+def check_dense(scan: Scan, truth: str) -> None:
+    """ScanError unless all vessels are marked, so that a threshold can be chosen."""
+    if scan.label_info(truth).kind == "sparse":
+        raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one.")
+
+
+def curves(scan: Scan, truth: str, values: Callable[[Box], Arrays], extent: Box | None = None) -> list[CurveCounts]:
+    """What all 255 thresholds count of several predictions, in one pass. values: each one's uint8[z, y, x] of a block."""
     shape = scan.shape_zyx
+    whole = extent or Box.whole(shape)
 
     def read(box: Box) -> Arrays:
-        counted = counted_mask(scan, truth, box) & _inside(extent, box)
-        return truth_mask(scan, truth, box), scan.read_label(prediction, box), counted
+        counted = counted_mask(scan, truth, box) & _inside(whole, box)
+        return truth_mask(scan, truth, box), counted, *values(box)
 
-    def work(box: Box, arrays: Arrays) -> CurveCounts:
+    def work(box: Box, arrays: Arrays) -> list[CurveCounts]:
         z, y, x = (int(b == n) for b, n in zip(box.stop, shape, strict=True))
-        marked, values, counted = arrays
-        return curve_counts(marked, values, tail_zyx=(z, y, x), known=counted)
+        marked, counted, *predicted = arrays
+        return [curve_counts(marked, each, tail_zyx=(z, y, x), known=counted) for each in predicted]
 
-    return over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, (0, 0, 1), work)
+    total: list[CurveCounts] = []
+    for counts in over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, (0, 1), work):
+        total = [a + b for a, b in zip(total, counts, strict=True)] if total else counts
+    return total
 
 
 def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:

@@ -167,6 +167,12 @@ def remove_leftovers(url: str) -> None:
             path.unlink()
 
 
+def size_of(url: str) -> int:
+    """Bytes of all files below a URL; 0 where there is nothing."""
+    with reaching(url):
+        return int(filesystem(url).du(normal(url))) if exists(url) else 0
+
+
 def remove_tree(url: str) -> None:
     """Remove a folder and all in it, if it is there."""
     with reaching(url):

@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     scan.command("ls")(ls)
     scan.command("show")(show)
     scan.command("refresh")(refresh)
+    scan.command("clean")(clean)
     scan.command("verify")(verify)
     app.add_typer(scan, name="scan")
 
@@ -132,6 +133,28 @@ def refresh(scan_url: ScanUrl) -> None:
     from perfuse.upkeep import refresh as run
 
     results.print(f"picture: {run(scan_url)}", soft_wrap=True)
+
+
+def clean(scan_url: ScanUrl) -> int:
+    """Remove the logits that `sweep` and `predict --keep-scratch` left beside a scan; answers how many bytes that frees.
+
+    Example: perfuse scan clean scans/kidney3.ome.zarr
+    """
+    from rich.filesize import decimal
+
+    from perfuse import storage
+    from perfuse.catalog import Scan
+    from perfuse.console import results
+    from perfuse.inference.prediction import SCRATCH
+    from perfuse.locks import writing
+
+    scan = Scan.open(scan_url)
+    kept = storage.join(scan.url, SCRATCH)
+    with writing(scan.url, "scratch"):
+        size = storage.size_of(kept)
+        storage.remove_tree(kept)
+    results.print(f"{scan.url}: {decimal(size)} of logits removed")
+    return size
 
 
 def _label_line(label: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.geometry import Box
-from perfuse.inference.prediction import Worker
+from perfuse.inference.prediction import Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.locks import writing
 
@@ -17,19 +17,24 @@ def predict_local(
     Done work is not repeated: neither a finished label nor a finished slab. roi: the voxels of the scan that are predicted.
     keep_scratch: the members' logits stay beside the scan, for other fusions of them.
     """
-    import torch
-
     prediction = prepare(scan_url, model, output, roi=roi)
     with writing(scan_url, f"label-{output}"):
         done = already_done(prediction, model)
         if done is not None:
             return done
-        worker = Worker(prediction, model, torch.get_num_threads())
-        rows = prediction.slabs_to_do()
-        with progress("slabs", len(rows)) as advance:
-            for row in rows:
-                worker.run(row)
-                advance()
+        fill_local(prediction, model)
         for row in prediction.shards_to_do():
             prediction.run_fuse(row)
         return prediction.finish(model, keep_scratch=keep_scratch)
+
+
+def fill_local(prediction: Prediction, model: Model) -> None:
+    """Make the members' logits that are not there yet."""
+    import torch
+
+    worker = Worker(prediction, model, torch.get_num_threads())
+    rows = prediction.slabs_to_do()
+    with progress("slabs", len(rows)) as advance:
+        for row in rows:
+            worker.run(row)
+            advance()

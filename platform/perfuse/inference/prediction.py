@@ -140,9 +140,12 @@ class Prediction(Frozen):
         """Probability uint8[z, y, x] of a class in a box of the scan, from the members' logits, which must be there."""
         scan = Scan.open(self.scan_url)
         seen = (self.seen(scan, number, box, class_number) for number in range(len(self.members)))
+        return fuse(seen, self.answers(self.fusion))
+
+    def answers(self, fusion: Fusion) -> Fusion:
+        """A fusion that says what is averaged: what all members blend in, if it is one, else logits."""
         blends = {member.forward.blend for member in self.members}
-        average = self.fusion.average or (blends.pop() if len(blends) == 1 else "logit")
-        return fuse(seen, self.fusion.changed(average=average))
+        return fusion.changed(average=fusion.average or (blends.pop() if len(blends) == 1 else "logit"))
 
     def seen(self, scan: Scan, number: int, box: Box, class_number: int = 0) -> Seen:
         """What a member saw of a class in a box of the scan."""
@@ -185,12 +188,14 @@ class Prediction(Frozen):
         return self.writer(class_number).finish(summary)
 
     def _about(self) -> dict[str, Any]:
-        """How members were fused, where there are several; what share of the pictures was left out."""
+        """How members were fused, on what voxels they saw the scan, what share of the pictures was left out; only what is not usual."""
         scan = Scan.open(self.scan_url)
         counted = plan(scan, *(member.forward for member in self.members), roi=self._box)
         skipped = counted.skipped / max(counted.tiles + counted.skipped, 1)
         fusion = self.fusion.model_dump(mode="json", exclude_defaults=True)
-        return ({"fusion": fusion} if fusion else {}) | ({"skipped": round(skipped, 4)} if skipped else {})
+        sizes = [member.forward.resample_um for member in self.members]
+        about = {"fusion": fusion, "skipped": round(skipped, 4), "resample_um": sizes if any(sizes) else None}
+        return {name: value for name, value in about.items() if value}
 
     def made_by(self, model: Model, class_number: int) -> ModelRef:
         """What the label of a class says of the model that made it."""

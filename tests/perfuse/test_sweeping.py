@@ -1,0 +1,164 @@
+"""Every combination scores as its own prediction would, and no network is asked for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import nnls
+
+from perfuse import scoring, sweeping
+from perfuse.bundle import Bundle, Ensemble
+from perfuse.catalog import Scan
+from perfuse.contract import Contract, Forward, Fusion, Network
+from perfuse.errors import ContractError, PlanError, ScanError
+from perfuse.geometry import Box
+from perfuse.inference import predict_local, prepare
+from perfuse.inference.local import fill_local
+from perfuse.inference.options import box_of, fused_otherwise, previewed, seen_otherwise
+from perfuse.inference.prediction import SCRATCH, Worker
+from perfuse.models import build
+
+SHAPE = (70, 40, 50)
+
+
+class Small(torch.nn.Sequential):
+    """One convolution: quick."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(torch.nn.Conv2d(in_channels, classes, 5, padding=2))
+
+
+def bundle(seed: int, gain: float = 1.0, **changes: Any) -> Bundle:
+    """A network of random weights: its logits rise with what is bright around a pixel, more or less."""
+    network = Network(module=f"{__name__}:Small")
+    torch.manual_seed(seed)
+    weights = {
+        name: gain * value.abs() - 0.5 * gain * (value.ndim == 1) for name, value in build(network).state_dict().items()
+    }
+    forward = Forward(network=network, voxel_size_um=(10, 100), tile=32, axes=("z",), precision="fp32", **changes)
+    return Bundle(Contract(forward=forward), weights, {}, f"models:/m/{seed}")
+
+
+@pytest.fixture
+def scan(tmp_path: Path, make_scan: Any, tubes: Any) -> Scan:
+    image, mask = tubes(0, SHAPE)
+    made: Scan = make_scan(tmp_path, "organ", image, {"human": mask})
+    return made
+
+
+def test_a_row_is_what_a_prediction_scores(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = Ensemble((bundle(0), bundle(1, 3.0), bundle(2)), 128)
+    um = scan.info.voxel_size_um[0] * 1.5
+    rows = sweeping.sweep([scan], ensemble, "human", fill_local, resample_um=(None, um), fit=True)
+    assert len(rows) == 2 * (7 + 1)
+    monkeypatch.setattr(Worker, "run", lambda *_: pytest.fail("a network was asked again"))
+    assert sweeping.sweep([scan], ensemble, "human", fill_local)[6].members == rows[6].members
+    monkeypatch.undo()
+    for row in (rows[1], rows[5], rows[6], rows[7], rows[14]):
+        members = tuple(m for m in ensemble.members if m.uri in row.members)
+        weights = tuple(round(1000 * w) for w in row.weights)
+        model = Ensemble(members, 128, Fusion(weights=weights)) if len(members) > 1 else members[0]
+        seen = model if row.resample_um is None else seen_otherwise(model, [f"resample_um={um}"])
+        predict_local(scan.url, seen, "soft", keep_scratch=True)
+        curve = scoring.tune([scan], "soft", "human")
+        np.testing.assert_array_equal(curve.surface_dice, row.curve.surface_dice)
+        np.testing.assert_array_equal(curve.dice, row.curve.dice)
+    assert not np.array_equal(rows[0].curve.dice, rows[8].curve.dice)
+
+
+def test_combinations() -> None:
+    assert sweeping.combined(2) == [(0,), (1,), (0, 1)]
+    assert len(sweeping.combined(4)) == 15
+    assert [len(c) for c in sweeping.combined(6)] == [1] * 6 + [5] * 6 + [6]
+
+
+def test_weights_are_those_that_made_the_truth(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth drawn from σ(3 · (0.8 a + 0.2 b)) of independent logits a, b, and a third that says the opposite: 0.8, 0.2 and 0."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 60_000))
+    logits = np.stack([a, b, -a + rng.normal(size=len(a))], axis=1)
+    truth = rng.random(len(a)) < 1 / (1 + np.exp(-3 * (0.8 * a + 0.2 * b)))
+    monkeypatch.setattr(sweeping, "_sampled", lambda *_: (logits, truth))
+    weights = sweeping.fitted([(scan, None)], "human")  # type: ignore[list-item]
+    assert weights == pytest.approx((0.8, 0.2, 0), abs=0.02)
+    linear, _ = nnls(logits, truth - 0.5)
+    assert linear[2] == 0
+
+
+def test_the_sample_is_of_what_counts(scan: Scan) -> None:
+    model = Ensemble((bundle(0), bundle(1)), 128)
+    prediction = prepare(scan.url, model, "soft")
+    fill_local(prediction, model)
+    logits, marked = sweeping._sampled(scan, prediction, "human", 0)
+    assert logits.shape == (np.prod(SHAPE), 2), "all voxels of a small scan"
+    np.testing.assert_array_equal(marked.reshape(SHAPE), np.asarray(scan.label("human")[:]) >= 128)
+    predict_local(scan.url, model.members[1], "one")
+    soft = np.floor(255 / (1 + np.exp(-logits[:, 1])) + 0.5).reshape(SHAPE)
+    np.testing.assert_array_equal(soft, scan.label("one")[:])
+
+
+def test_what_cannot_be_swept_is_refused(scan: Scan, tmp_path: Path, make_scan: Any, tubes: Any) -> None:
+    with pytest.raises(ContractError, match="no weights to fit"):
+        sweeping.sweep([scan], bundle(0), "human", fill_local, fit=True)
+    with pytest.raises(ScanError, match="no label 'other'"):
+        sweeping.sweep([scan], bundle(0), "other", fill_local)
+    assert SCRATCH.split("/")[-1] not in {p.name for p in Path(scan.url, "perfuse").iterdir()}
+
+
+def test_settings_change_what_may_be_changed() -> None:
+    model = Ensemble((bundle(0), bundle(1)), 128)
+    seen = seen_otherwise(model, ["turns=all", "scales=1,2", "axes=z,x", "resample_um=20"])
+    for member, given in zip(seen.members, model.members, strict=True):
+        forward = member.contract.forward
+        assert (forward.turns, forward.scales, forward.axes, forward.resample_um) == ("all", (1, 2), ("z", "x"), 20)
+        assert (member.weights, member.uri) == (given.weights, given.uri)
+        assert member.forward_digest() != given.forward_digest()
+    assert seen_otherwise(model, []) is model
+    for setting, message in (
+        ("network.planes=3", "a prediction may change axes, tile"),
+        ("turns", "write key=value"),
+        ("turns=both", "'none', 'flips', 'quarters' or 'all'"),
+        ("scales=0.7", "multiple of 32"),
+        ("tile=33", "multiple of 32"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            seen_otherwise(model, [setting])
+
+
+def test_members_count_as_said() -> None:
+    model = Ensemble((bundle(0), bundle(1)), 128)
+    made = fused_otherwise(model, "probability", [3, 1], [1, 2])
+    assert made.fusion == Fusion(average="probability", weights=(750, 250), temperatures=(1, 2))
+    assert made.forward_digest() != model.forward_digest()
+    assert fused_otherwise(model) is model
+    for values, message in (
+        ((None, [1.0], None), "1 weights for 2 models"),
+        ((None, [1.0, -1.0], None), "none may lie below 0"),
+        ((None, None, [1.0, 0.0]), "greater than 0"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            fused_otherwise(model, *values)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="nothing to be averaged with"):
+        fused_otherwise(bundle(0), "logit")
+
+
+def test_regions_are_read_in_voxels_and_micrometres(scan: Scan) -> None:
+    edge = scan.info.voxel_size_um[0]
+    assert box_of("1:3,:5,2:", scan) == Box((1, 0, 2), (3, 5, 50))
+    assert box_of(f"{edge}:{3 * edge},0:{4.5 * edge},{2.5 * edge}:um", scan) == Box((1, 0, 2), (3, 5, 50))
+    for text in ("1:3,2:4", "a:b,1:2,1:2", "1-3,2:4,5:6", "1.2.3:4,0:1,0:1"):
+        with pytest.raises(PlanError, match="z0:z1,y0:y1,x0:x1"):
+            box_of(text, scan)
+
+
+def test_a_preview_sees_a_coarser_level(scan: Scan) -> None:
+    model = previewed(bundle(0), scan, 1)
+    assert isinstance(model, Bundle)
+    assert model.contract.forward.resample_um == 2 * scan.info.voxel_size_um[0]
+    (info,) = predict_local(scan.url, model, "look")
+    assert scan.label("look").shape == SHAPE
+    assert info.lineage["resample_um"] == [model.contract.forward.resample_um]
+    with pytest.raises(PlanError, match="coarser levels 1 to"):
+        previewed(bundle(0), scan, 9)

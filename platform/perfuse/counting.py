@@ -14,17 +14,20 @@ from perfuse.passes import BLOCK, Arrays, cut, over_cubes
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+VESSEL = np.uint8(128)
+"""From here on a voxel of a truth is vessel."""
+NO, YES = np.bool_(False), np.bool_(True)
 
 
 def truth_mask(scan: Scan, truth: str, box: Box) -> Mask:
     """Where a label says vessel."""
-    return scan.read_label(truth, box) >= np.uint8(128)
+    return scan.read_label(truth, box) >= VESSEL
 
 
 def counted_mask(scan: Scan, truth: str, box: Box) -> Mask:
     """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
     given = scan.read_given(truth, box)
-    return given & (scan.read_label(ORGAN, box) >= np.uint8(128)) if ORGAN in scan.labels() else given
+    return given & (scan.read_label(ORGAN, box) >= VESSEL) if ORGAN in scan.labels() else given
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,15 @@ def tally(
     planes = np.zeros((depth, 4), np.int64)
     voxels, surfaces = np.zeros((*grid, 4), np.int64), np.zeros((*grid, 4, CLASSES), np.int64)
 
-    def read(box: Box) -> Arrays:
-        return truth_mask(scan, truth, box), predicted(box), counted_mask(scan, truth, box)
+    def read(box: Box, into: Arrays) -> None:
+        np.greater_equal(scan.read_label(truth, box), VESSEL, out=into[0])
+        into[1][...] = predicted(box)
+        into[2][...] = counted_mask(scan, truth, box)
 
     def count(box: Box, arrays: Arrays) -> list[tuple[Box, Counts, Counts]]:
         return [_cell(cell, box, arrays, shape) for cell in _cells(box, width)]
 
-    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, (0, 0, 1), count):
+    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, (NO, NO, YES), count):
         for cell, of_planes, of_surface in cells:
             at = cell.start[1] // width[0], cell.start[2] // width[1]
             planes[cell.slices[0]] += of_planes

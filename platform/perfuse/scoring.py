@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from perfuse.baseline import Baseline, baseline
 from perfuse.catalog import LabelInfo, Scan
-from perfuse.counting import Mask, Tally, counted_mask, tally, truth_mask
+from perfuse.counting import NO, YES, Mask, Tally, counted_mask, tally, truth_mask
 from perfuse.errors import ScanError
 from perfuse.geometry import Box
 from perfuse.metrics import (
@@ -167,16 +167,17 @@ def _curve_counts(scan: Scan, prediction: str, truth: str, extent: Box) -> Itera
     """Of each block."""
     shape = scan.shape_zyx
 
-    def read(box: Box) -> Arrays:
-        counted = counted_mask(scan, truth, box) & _inside(extent, box)
-        return truth_mask(scan, truth, box), scan.read_label(prediction, box), counted
+    def read(box: Box, into: Arrays) -> None:
+        into[0][...] = truth_mask(scan, truth, box)
+        into[1][...] = scan.read_label(prediction, box)
+        into[2][...] = counted_mask(scan, truth, box) & _inside(extent, box)
 
     def work(box: Box, arrays: Arrays) -> CurveCounts:
         z, y, x = (int(b == n) for b, n in zip(box.stop, shape, strict=True))
         marked, values, counted = arrays
         return curve_counts(marked, values, tail_zyx=(z, y, x), known=counted)
 
-    return over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, (0, 0, 1), work)
+    return over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, (NO, np.uint8(0), YES), work)
 
 
 def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:

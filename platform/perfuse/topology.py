@@ -11,7 +11,7 @@ from perfuse.contract import threshold_of
 from perfuse.geometry import Box, Index3, blocks, index3
 from perfuse.labels import own_threshold
 from perfuse.metrics import euler_eighths
-from perfuse.passes import Arrays, over_cubes
+from perfuse.passes import Arrays, inside, over_cubes
 from perfuse.postprocessing import HOLE, faces
 
 
@@ -53,18 +53,18 @@ def topology(scan_url: str, label: str, threshold: float | None = None, listed: 
     at = np.uint8(own_threshold(info) if threshold is None else threshold_of(threshold))
     stored, shape = scan.label(label), scan.shape_zyx
 
-    def read(box: Box) -> Arrays:
-        return (scan.read_label(label, box) >= at,)
+    def read(box: Box, into: Arrays) -> None:
+        np.greater_equal(scan.read_label(label, box), at, out=into[0])
 
     def work(box: Box, arrays: Arrays) -> tuple[Block, Block, int]:
         around = arrays[0]
-        mask = around[tuple(slice(1, 1 + n) for n in box.shape)]
+        mask = around[inside(box)]
         cavities = label_block(~mask, box, shape, 6, faces(box, shape))
         return label_block(mask, box, shape, 26), cavities, euler_eighths(around)
 
     vessels, cavities, eighths = Gathering(26, listed=listed), Gathering(6, HOLE), 0
     cuts = list(blocks(shape, index3(stored.shards or stored.chunks)))
-    for vessel, cavity, part in over_cubes(cuts, shape, f"topology of {label}, shards", read, (0,), work):
+    for vessel, cavity, part in over_cubes(cuts, shape, f"topology of {label}, shards", read, (np.bool_(False),), work):
         vessels.add(vessel)
         cavities.add(cavity)
         eighths += part

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.catalog import ORGAN, Scan
+from perfuse.catalog import ORGAN, LabelInfo, Scan
+from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, blocks
 from perfuse.metrics import ConfusionCounts, SurfaceCounts, plane_counts, surface_counts
 from perfuse.metrics.areas import CLASSES
@@ -28,6 +29,21 @@ def counted_mask(scan: Scan, truth: str, box: Box) -> Mask:
     """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
     given = scan.read_given(truth, box)
     return given & (scan.read_label(ORGAN, box) >= VESSEL) if ORGAN in scan.labels() else given
+
+
+def at_least(scan: Scan, prediction: str, threshold: int | None) -> Callable[[Box], Mask]:
+    """The function that makes the mask of a prediction in a box; threshold: see `threshold_or_own`."""
+    at = np.uint8(threshold_or_own(scan.label_info(prediction), threshold))
+    return lambda box: scan.read_label(prediction, box) >= at
+
+
+def threshold_or_own(info: LabelInfo, threshold: int | None) -> int:
+    """The one given, of 255, or that of the label's model; ScanError when it has none."""
+    if threshold is not None:
+        return threshold
+    if info.model is None:
+        raise ScanError(f"Label {info.name!r} was made by no model, so it has no threshold. Give one: --threshold 0.5")
+    return info.model.threshold
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ def cut(shape_zyx: Index3) -> list[Box]:
     return list(blocks(shape_zyx, BLOCK))
 
 
-def over_blocks(shape_zyx: Index3, what: str, work: Callable[[Box], Part]) -> Iterator[Part]:
+def over_blocks(cuts: Sequence[Box], what: str, work: Callable[[Box], Part]) -> Iterator[Part]:
     """What `work` makes of each block, in order."""
-    cuts = cut(shape_zyx)
     with progress(what, len(cuts)) as advance:
         for part in in_order(work, cuts):
             yield part

@@ -10,7 +10,7 @@ from perfuse.catalog import Scan
 from perfuse.counting import counted_mask, tally, truth_mask
 from perfuse.geometry import Box
 from perfuse.metrics import ConfusionCounts, otsu_threshold, otsu_upper_of_three
-from perfuse.passes import over_blocks
+from perfuse.passes import cut, over_blocks
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def baseline(scan: Scan, truth: str) -> Baseline:
         return np.stack([np.bincount(image[counted & (marked == value)], minlength=bins) for value in (False, True)])
 
     counts = np.zeros((2, bins), np.int64)
-    for part in over_blocks(scan.shape_zyx, f"baseline {scan.info.id}", count):
+    for part in over_blocks(cut(scan.shape_zyx), f"baseline {scan.info.id}", count):
         counts += part
     best, at, bright = max(
         _candidates(counts.sum(0)), key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2]))

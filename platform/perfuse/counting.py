@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.catalog import ORGAN, Scan
+from perfuse.catalog import ORGAN, LabelInfo, Scan
+from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, blocks
 from perfuse.metrics import ConfusionCounts, SurfaceCounts, plane_counts, surface_counts
 from perfuse.metrics.areas import CLASSES
@@ -14,17 +15,35 @@ from perfuse.passes import BLOCK, Arrays, cut, over_cubes
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+VESSEL = np.uint8(128)
+"""From here on a voxel of a truth is vessel."""
+NO, YES = np.bool_(False), np.bool_(True)
 
 
 def truth_mask(scan: Scan, truth: str, box: Box) -> Mask:
     """Where a label says vessel."""
-    return scan.read_label(truth, box) >= np.uint8(128)
+    return scan.read_label(truth, box) >= VESSEL
 
 
 def counted_mask(scan: Scan, truth: str, box: Box) -> Mask:
     """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
     given = scan.read_given(truth, box)
-    return given & (scan.read_label(ORGAN, box) >= np.uint8(128)) if ORGAN in scan.labels() else given
+    return given & (scan.read_label(ORGAN, box) >= VESSEL) if ORGAN in scan.labels() else given
+
+
+def at_least(scan: Scan, prediction: str, threshold: int | None) -> Callable[[Box], Mask]:
+    """The function that makes the mask of a prediction in a box; threshold: see `threshold_or_own`."""
+    at = np.uint8(threshold_or_own(scan.label_info(prediction), threshold))
+    return lambda box: scan.read_label(prediction, box) >= at
+
+
+def threshold_or_own(info: LabelInfo, threshold: int | None) -> int:
+    """The one given, of 255, or that of the label's model; ScanError when it has none."""
+    if threshold is not None:
+        return threshold
+    if info.model is None:
+        raise ScanError(f"Label {info.name!r} was made by no model, so it has no threshold. Give one: --threshold 0.5")
+    return info.model.threshold
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,15 @@ def tally(
     planes = np.zeros((depth, 4), np.int64)
     voxels, surfaces = np.zeros((*grid, 4), np.int64), np.zeros((*grid, 4, CLASSES), np.int64)
 
-    def read(box: Box) -> Arrays:
-        return truth_mask(scan, truth, box), predicted(box), counted_mask(scan, truth, box)
+    def read(box: Box, into: Arrays) -> None:
+        np.greater_equal(scan.read_label(truth, box), VESSEL, out=into[0])
+        into[1][...] = predicted(box)
+        into[2][...] = counted_mask(scan, truth, box)
 
     def count(box: Box, arrays: Arrays) -> list[tuple[Box, Counts, Counts]]:
         return [_cell(cell, box, arrays, shape) for cell in _cells(box, width)]
 
-    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, (0, 0, 1), count):
+    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, (NO, NO, YES), count):
         for cell, of_planes, of_surface in cells:
             at = cell.start[1] // width[0], cell.start[2] // width[1]
             planes[cell.slices[0]] += of_planes

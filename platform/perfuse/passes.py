@@ -9,7 +9,6 @@ Metrics count 2×2×2 cubes, and those of a block begin one voxel before it. The
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,9 +28,8 @@ def cut(shape_zyx: Index3) -> list[Box]:
     return list(blocks(shape_zyx, BLOCK))
 
 
-def over_blocks(shape_zyx: Index3, what: str, work: Callable[[Box], Part]) -> Iterator[Part]:
+def over_blocks(cuts: Sequence[Box], what: str, work: Callable[[Box], Part]) -> Iterator[Part]:
     """What `work` makes of each block, in order."""
-    cuts = cut(shape_zyx)
     with progress(what, len(cuts)) as advance:
         for part in in_order(work, cuts):
             yield part
@@ -42,43 +40,57 @@ def over_cubes(
     cuts: Sequence[Box],
     shape_zyx: Index3,
     what: str,
-    read: Callable[[Box], Arrays],
-    outside: Sequence[int],
+    read: Callable[[Box, Arrays], None],
+    outside: Sequence[np.generic],
     work: Callable[[Box, Arrays], Part],
 ) -> Iterator[Part]:
     """What `work` makes of each block and its voxels with those that its cubes need besides, in order.
 
-    cuts: blocks that tile the volume, in C order. read: arrays [z, y, x] of a block. outside: what each holds in the padding;
-    of further ones 0.
+    cuts: blocks that tile the volume, in C order. read: fills arrays [z, y, x] with a block. outside: what each holds in the
+    padding, in its dtype. work is given them as `read_cubes` cuts them, but nothing is read again.
     """
 
-    def decoded() -> Iterator[tuple[Box, Arrays]]:
-        yield from zip(cuts, in_order(read, cuts), strict=True)
+    def padded(box: Box) -> Arrays:
+        arrays = tuple(_frame(box, shape_zyx, value) for value in outside)
+        read(box, tuple(a[inside(box)] for a in arrays))
+        return arrays
 
     with progress(what, len(cuts)) as advance:
-        for part in in_order(lambda item: work(*item), cubes(decoded(), shape_zyx, outside)):
+        whole = _with_kept_faces(cuts, in_order(padded, cuts), shape_zyx)
+        for part in in_order(lambda item: work(*item), whole):
             yield part
             advance()
 
 
-def cubes(
-    decoded: Iterable[tuple[Box, Arrays]], shape_zyx: Index3, outside: Sequence[int]
-) -> Iterator[tuple[Box, Arrays]]:
-    """The voxels of the cubes that belong to each block: as `read_cubes` cuts them, but nothing is read again."""
+def inside(box: Box) -> tuple[slice, slice, slice]:
+    """Where a block's own voxels are in the arrays that `over_cubes` gives."""
+    z, y, x = (slice(1, 1 + n) for n in box.shape)
+    return z, y, x
+
+
+def _frame(box: Box, shape_zyx: Index3, value: np.generic) -> npt.NDArray[Any]:
+    """An array for a block and what is around it, of which only that is set."""
+    array = np.empty(
+        [n + 1 + (b == whole) for n, b, whole in zip(box.shape, box.stop, shape_zyx, strict=True)], value.dtype
+    )
+    for axis, own in enumerate(inside(box)):
+        along = np.moveaxis(array, axis, 0)
+        along[0] = along[own.stop :] = value
+    return array
+
+
+def _with_kept_faces(cuts: Sequence[Box], padded: Iterable[Arrays], shape_zyx: Index3) -> Iterator[tuple[Box, Arrays]]:
+    """The blocks, their faces filled with what the blocks before hold there; what lies outside the volume stays."""
     kept: dict[tuple[int, ...], npt.NDArray[Any]] = {}
-    for box, arrays in decoded:
-        last = [int(b == n) for b, n in zip(box.stop, shape_zyx, strict=True)]
-        grown = []
-        for number, (array, fill) in enumerate(zip(arrays, chain(outside, repeat(0)), strict=False)):
-            out = np.pad(array, [(1, extra) for extra in last], constant_values=fill)
+    for box, arrays in zip(cuts, padded, strict=True):
+        for number, array in enumerate(arrays):
             for axis in (2, 1, 0):
                 face = [slice(1, 1 + n) for n in box.shape[:axis]] + [0] + [slice(None)] * (2 - axis)
                 place = (number, axis, *(start for other, start in enumerate(box.start) if other != axis))
                 before = kept.pop(place, None)
                 if before is not None:
-                    out[tuple(face)] = before
-                face[axis] = box.shape[axis]
-                if not last[axis]:
-                    kept[place] = out[tuple(face)].copy()
-            grown.append(out)
-        yield box, tuple(grown)
+                    array[tuple(face)] = before
+                if box.stop[axis] < shape_zyx[axis]:
+                    face[axis] = box.shape[axis]
+                    kept[place] = array[tuple(face)].copy()
+        yield box, arrays

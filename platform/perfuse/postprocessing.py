@@ -1,4 +1,4 @@
-"""Masks made cleaner, and described, exactly as the whole volume in memory would be: shard by shard, in flat memory.
+"""Masks made cleaner, exactly as the whole volume in memory would be: shard by shard, in flat memory.
 
 In this order: a threshold, or two of them (hysteresis); components that are too small or not among the largest go; holes are
 filled. What one step leaves is never stored: it is made again, shard by shard, from the label and the table of components.
@@ -18,10 +18,9 @@ from perfuse.components import Block, Components, Connectivity, Rule, find_compo
 from perfuse.console import progress
 from perfuse.contract import Frozen, threshold_of
 from perfuse.errors import ScanError
-from perfuse.geometry import Box, blocks, index3
+from perfuse.geometry import Box
 from perfuse.labels import check_output, made_by_program, own_threshold, writer_for
 from perfuse.locks import writing
-from perfuse.metrics import euler_eighths, read_cubes
 from perfuse.parallel import in_order
 from perfuse.upkeep import refresh
 
@@ -69,22 +68,6 @@ def cleaning_of(*, hysteresis: str | None = None, **values: Any) -> Cleaning:
         ) from error
     except ValueError as error:
         raise ScanError(f"--hysteresis takes two probabilities, LOW,HIGH; got {hysteresis!r}.") from error
-
-
-@dataclass(frozen=True)
-class Topology:
-    """Counts of a mask whose foreground has 26 neighbours and its background 6."""
-
-    euler: int
-    b0: int
-    """Components."""
-    b1: int
-    """Tunnels."""
-    b2: int
-    """Cavities."""
-    voxels: int
-    largest: int
-    """Voxels of the largest component."""
 
 
 @dataclass(frozen=True)
@@ -145,35 +128,7 @@ def thresholds(info: LabelInfo, cleaning: Cleaning) -> tuple[int, int]:
     return at, at
 
 
-def topology(scan_url: str, label: str, threshold: float | None = None) -> Topology:
-    """Euler number, Betti numbers and components of a label, at a threshold or at its own; memory stays flat."""
-    scan = Scan.open(scan_url)
-    at, _ = thresholds(scan.label_info(label), Cleaning(threshold=threshold))
-    stored, shape = scan.label(label), scan.shape_zyx
-    boxes = list(blocks(shape, index3(stored.shards or stored.chunks)))
-
-    def mask(box: Box) -> Mask:
-        return scan.read_label(label, box) >= at
-
-    vessels = _found(lambda box: (mask(box), None), boxes, shape, 26, Rule(), f"components of {label}")
-    cavities = _found(lambda box: (~mask(box), _faces(box, shape)), boxes, shape, 6, _HOLE, f"cavities of {label}")
-    with progress(f"Euler number of {label}, shards", len(boxes)) as advance:
-        eighths = 0
-        for part in in_order(lambda box: euler_eighths(read_cubes(mask, box, shape)), boxes):
-            eighths += part
-            advance()
-    euler = eighths // 8
-    return Topology(
-        euler=euler,
-        b0=vessels.count,
-        b1=vessels.count + cavities.count - euler,
-        b2=cavities.count,
-        voxels=vessels.voxels,
-        largest=vessels.largest,
-    )
-
-
-_HOLE = Rule(marked=False)
+HOLE = Rule(marked=False)
 """Of background whose marks are the faces of the volume."""
 
 
@@ -198,11 +153,11 @@ def _cleaned(
 def _filled(
     clean: Callable[[Box], Mask], boxes: list[Box], shape: tuple[int, int, int], connectivity: Connectivity
 ) -> Callable[[Box], Mask]:
-    holes = _found(lambda box: (~clean(box), _faces(box, shape)), boxes, shape, connectivity, _HOLE, "holes")
+    holes = _found(lambda box: (~clean(box), faces(box, shape)), boxes, shape, connectivity, HOLE, "holes")
 
     def fill(box: Box) -> Mask:
         mask = clean(box)
-        block = label_block(~mask, box, shape, connectivity, _faces(box, shape))
+        block = label_block(~mask, box, shape, connectivity, faces(box, shape))
         return mask | block.paint(holes.chosen(block))
 
     return fill
@@ -226,7 +181,7 @@ def _found(
         return find_components(labelled(), connectivity, rule)
 
 
-def _faces(box: Box, shape: tuple[int, int, int]) -> Mask:
+def faces(box: Box, shape: tuple[int, int, int]) -> Mask:
     """The voxels of a box that lie on the faces of the volume."""
     faces = np.zeros(box.shape, np.bool_)
     for axis, (start, stop, size) in enumerate(zip(box.start, box.stop, shape, strict=True)):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from perfuse.baseline import Baseline, baseline
 from perfuse.catalog import LabelInfo, Scan
-from perfuse.counting import Mask, Tally, counted_mask, tally, truth_mask
+from perfuse.counting import NO, YES, Tally, at_least, counted_mask, tally, threshold_or_own, truth_mask
 from perfuse.errors import ScanError
 from perfuse.geometry import Box
 from perfuse.metrics import (
@@ -78,7 +78,7 @@ def count(
 ) -> Tally:
     """What `score` is derived from; width: as for `tally`, when columns are looked at."""
     scan.label_info(truth)
-    predicted = _at_least(scan, prediction, threshold)
+    predicted = at_least(scan, prediction, threshold)
     return tally(scan, truth, predicted) if width is None else tally(scan, truth, predicted, width)
 
 
@@ -86,7 +86,7 @@ def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int
     """The scores of what `count` counted, at the same threshold, and the baseline."""
     info, known = scan.label_info(prediction), scan.label_info(truth)
     voxels, dense = counts.voxels, known.kind != "sparse"
-    unsaid = 0 if dense else _unsaid(scan, truth, _at_least(scan, prediction, threshold))
+    unsaid = 0 if dense else _unsaid(scan, truth, at_least(scan, prediction, threshold))
     dice_bounds, precision_bounds = _bounds(voxels, 1.0 if dense else known.coverage, unsaid)
     return Evaluation(
         scan=scan.info.id,
@@ -97,7 +97,7 @@ def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int
         data_digest=data_digest(scan, known),
         model=info.model.uri if info.model else "",
         class_name=info.model.class_name if info.model else "",
-        threshold=_threshold(info, threshold) / 255,
+        threshold=threshold_or_own(info, threshold) / 255,
         dice=voxels.dice if dense else NAN,
         precision=voxels.precision if dense else NAN,
         recall=voxels.recall,
@@ -119,7 +119,7 @@ def surface_dice_within(
     threshold: as for `evaluate`. Raises ScanError for missing labels, and for truth that is sparse.
     """
     predicted, spacing, shape = (
-        _at_least(scan, prediction, threshold),
+        at_least(scan, prediction, threshold),
         scan.info.voxel_size_um,
         scan.shape_zyx,
     )
@@ -140,7 +140,7 @@ def surface_dice_within(
             spacing,
         )
 
-    return sum(over_blocks(shape, f"surface of {scan.info.id}", near), NearCounts()).surface_dice(spacing)
+    return sum(over_blocks(cut(shape), f"surface of {scan.info.id}", near), NearCounts()).surface_dice(spacing)
 
 
 def tune(scans: Sequence[Scan], prediction: str, truth: str, within: Sequence[Box] = ()) -> Curve:
@@ -156,7 +156,7 @@ def counts_by_scan(scans: Sequence[Scan], prediction: str, truth: str, within: S
     found = []
     for scan, extent in zip(scans, within or [Box.whole(scan.shape_zyx) for scan in scans], strict=True):
         check_dense(scan, truth)
-        (counts,) = curves(scan, truth, lambda box, scan=scan: (scan.read_label(prediction, box),), extent)  # type: ignore[misc]
+        (counts,) = curves(scan, truth, 1, lambda box, scan=scan: (scan.read_label(prediction, box),), extent)  # type: ignore[misc]
         found.append(counts)
     return found
 
@@ -167,23 +167,28 @@ def check_dense(scan: Scan, truth: str) -> None:
         raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one.")
 
 
-def curves(scan: Scan, truth: str, values: Callable[[Box], Arrays], extent: Box | None = None) -> list[CurveCounts]:
-    """What all 255 thresholds count of several predictions, in one pass. values: each one's uint8[z, y, x] of a block."""
+def curves(
+    scan: Scan, truth: str, number: int, values: Callable[[Box], Arrays], extent: Box | None = None
+) -> list[CurveCounts]:
+    """What all 255 thresholds count of so many predictions, in one pass. values: each one's uint8[z, y, x] of a block."""
     shape = scan.shape_zyx
     whole = extent or Box.whole(shape)
 
-    def read(box: Box) -> Arrays:
-        counted = counted_mask(scan, truth, box) & _inside(whole, box)
-        return truth_mask(scan, truth, box), counted, *values(box)
+    def read(box: Box, into: Arrays) -> None:
+        into[0][...] = truth_mask(scan, truth, box)
+        into[1][...] = counted_mask(scan, truth, box) & _inside(whole, box)
+        for place, predicted in zip(into[2:], values(box), strict=True):
+            place[...] = predicted
 
     def work(box: Box, arrays: Arrays) -> list[CurveCounts]:
         z, y, x = (int(b == n) for b, n in zip(box.stop, shape, strict=True))
         marked, counted, *predicted = arrays
         return [curve_counts(marked, each, tail_zyx=(z, y, x), known=counted) for each in predicted]
 
-    total: list[CurveCounts] = []
-    for counts in over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, (0, 1), work):
-        total = [a + b for a, b in zip(total, counts, strict=True)] if total else counts
+    total = [CurveCounts()] * number
+    outside = (NO, YES, *[np.uint8(0)] * number)
+    for counts in over_cubes(cut(shape), shape, f"tune {scan.info.id}", read, outside, work):
+        total = [a + b for a, b in zip(total, counts, strict=True)]
     return total
 
 
@@ -195,28 +200,13 @@ def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _at_least(scan: Scan, prediction: str, threshold: int | None) -> Callable[[Box], Mask]:
-    """The function that makes the mask of a prediction in a box."""
-    at = np.uint8(_threshold(scan.label_info(prediction), threshold))
-    return lambda box: scan.read_label(prediction, box) >= at
-
-
-def _threshold(info: LabelInfo, threshold: int | None) -> int:
-    """The one given, of 255, or that of the label's model."""
-    if threshold is not None:
-        return threshold
-    if info.model is None:
-        raise ScanError(f"Label {info.name!r} was made by no model, so it has no threshold. Give one: --threshold 0.5")
-    return info.model.threshold
-
-
 def _unsaid(scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]) -> int:
     """Predicted voxels of which the truth says nothing, though it was given there: unmarked ones of sparse boxes."""
 
     def count(box: Box) -> int:
         return int(np.count_nonzero(predicted(box) & counted_mask(scan, truth, box) & ~scan.read_known(truth, box)))
 
-    return sum(over_blocks(scan.shape_zyx, f"bounds {scan.info.id}", count))
+    return sum(over_blocks(cut(scan.shape_zyx), f"bounds {scan.info.id}", count))
 
 
 def _bounds(voxels: ConfusionCounts, coverage: float, unsaid: int) -> tuple[tuple[float, float], tuple[float, float]]:

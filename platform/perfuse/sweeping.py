@@ -115,7 +115,7 @@ def _counted(
             seen = [prediction.seen(scan, number, box, class_number) for number in range(len(prediction.members))]
             return tuple(fuse([seen[k] for k in choice], prediction.answers(fusion)) for choice, fusion in choices)
 
-        counts = scoring.curves(scan, truth, values)
+        counts = scoring.curves(scan, truth, len(choices), values)
         total = [a + b for a, b in zip(total, counts, strict=True)]
     return total
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from perfuse.catalog import Scan
 from perfuse.cli import build
 from perfuse.errors import ScanError
-from perfuse.postprocessing import BACKGROUND, Cleaning, postprocess, topology
+from perfuse.postprocessing import BACKGROUND, Cleaning, postprocess
+from perfuse.topology import topology
 
 SHAPE = (70, 530, 66)
 """Four shards of labels, which are 64 × 512 × 512 at most."""
@@ -69,13 +70,33 @@ def test_topology_is_that_of_the_whole_volume(scan, values):
     from skimage.measure import euler_number
 
     mask = values >= np.ceil(255 * 0.6)
-    found = topology(scan.url, "soft", 0.6)
+    found = topology(scan.url, "soft", 0.6, listed=40)
     labels, components = ndimage.label(mask, np.ones((3, 3, 3)))
     _, count = ndimage.label(np.pad(~mask, 1, constant_values=True))
     assert found.b0 == components
     assert found.b2 == count - 1
     assert found.euler == euler_number(np.pad(mask, 1), connectivity=3) == found.b0 - found.b1 + found.b2
-    assert (found.voxels, found.largest) == (mask.sum(), np.bincount(labels.ravel())[1:].max())
+    size = np.bincount(labels.ravel())[1:]
+    assert (found.voxels, found.largest) == (mask.sum(), size.max())
+    first = np.unique(labels.ravel(), return_index=True)[1][-components:]
+    largest = sorted(zip(-size, first, strict=True))[:40]
+    assert len({n for n, _ in largest}) < 40, "some are equally large"
+    assert [(c.voxels, np.ravel_multi_index(c.first_zyx, SHAPE)) for c in found.components] == [
+        (-n, at) for n, at in largest
+    ]
+    assert found.components[0].mm3 == pytest.approx(size.max() * 0.05**3)
+
+
+def test_topology_reads_each_voxel_once(scan, monkeypatch):
+    read, whole_label = np.zeros(SHAPE, int), Scan.read_label
+
+    def counted(self, name, box):
+        read[box.slices] += 1
+        return whole_label(self, name, box)
+
+    monkeypatch.setattr(Scan, "read_label", counted)
+    topology(scan.url, "soft", 0.6)
+    assert (read == 1).all()
 
 
 def test_done_is_not_done_again(scan):

@@ -69,26 +69,35 @@ def postprocess(
     return values
 
 
-def topology(scan_url: ScanUrl, label: Label, threshold: Threshold = None, as_json: Json = False) -> dict[str, Any]:
-    """Count components, tunnels and cavities of a label, its Euler number, and its largest component.
+def topology(
+    scan_url: ScanUrl,
+    label: Label,
+    threshold: Threshold = None,
+    listed: Annotated[int, typer.Option("--list", min=0, help="Name so many components, the largest.")] = 10,
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """Count components, tunnels and cavities of a label, tell its Euler number, and list its largest components.
 
     Example: perfuse topology scans/kidney3.ome.zarr --labels clean --json
     """
     from rich.table import Table
 
     from perfuse.console import print_json, results
-    from perfuse.postprocessing import topology as counts
+    from perfuse.topology import topology as counts
 
-    found = asdict(counts(scan_url, label, threshold))
+    found = asdict(counts(scan_url, label, threshold, listed))
     if as_json:
         print_json(found)
         return found
     table = Table(title=f"{label} in {scan_url}, foreground with 26 neighbours")
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in found.items():
-        table.add_row(_NAMES[name], f"{value:,}")
+    for name, heading in _NAMES.items():
+        table.add_row(heading, f"{found[name]:,}")
     results.print(table)
+    for part in found["components"]:
+        z, y, x = part["first_zyx"]
+        results.print(f"{part['voxels']:>14,} voxels {part['mm3']:>12.4g} mm³  first voxel {z}, {y}, {x}")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from perfuse.catalog import Scan
     from perfuse.metrics.curve import Curve
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
@@ -32,6 +33,9 @@ def evaluate(
     tolerance_um: Annotated[
         float | None, typer.Option(min=0, help="Say the surface dice at this tolerance in µm, too.")
     ] = None,
+    cldice: Annotated[
+        bool, typer.Option("--cldice", help="Say the clDice, of centrelines thinned tile by tile, too.")
+    ] = False,
     per_slice: Annotated[
         Path | None, typer.Option(help="Write the counts and scores of each slice into this CSV file.")
     ] = None,
@@ -65,13 +69,33 @@ def evaluate(
     if tolerance_um is not None:
         within = scoring.surface_dice_within(scan, prediction, truth, tolerance_um, whole)
         values["surface_dice_within"] = {"tolerance_um": tolerance_um, "surface_dice": within}
+    if cldice:
+        values["cldice"] = _cldice(scan, prediction, truth, whole, dense=dense)
     if as_json:
         print_json(values)
         return values
     _print(scores)
+    if cldice:
+        results.print(
+            "clDice {cldice:.4f}: of the predicted centreline {precision:.4f} is right, of the true one {sensitivity:.4f} is found; "
+            "thinned in tiles of {tile_voxels}³ voxels with {overlap_voxels} around".format(**values["cldice"])
+        )
     if tolerance_um is not None:
         results.print(f"Surface dice within {tolerance_um:g} µm, voxels as large as the scan's: {within:.4f}")
     return values
+
+
+def _cldice(scan: "Scan", prediction: str, truth: str, threshold: int | None, *, dense: bool) -> dict[str, float]:
+    from perfuse.centrelines import OVERLAP, TILE, centrelines
+
+    counts = centrelines(scan, prediction, truth, threshold)
+    return {
+        "cldice": counts.cldice if dense else math.nan,
+        "precision": counts.precision if dense else math.nan,
+        "sensitivity": counts.sensitivity,
+        "tile_voxels": TILE[0],
+        "overlap_voxels": OVERLAP,
+    }
 
 
 def _title(scores: Any) -> str:

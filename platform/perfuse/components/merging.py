@@ -111,6 +111,8 @@ class Components:
     """Of those that stay."""
     largest: int
     """Voxels of the largest that stays; 0 when none does."""
+    listed: list[tuple[int, int]]
+    """Voxels, and the first of them in C order of the volume, of those of the largest that were asked for, in falling order."""
     _rule: Rule
     _last: tuple[int, int]
     """Size and negated first voxel of the last that is large enough to stay."""
@@ -131,21 +133,22 @@ class Components:
 
 
 def find_components(blocks: Iterable[Block], connectivity: Connectivity = 26, rule: Rule = ALL) -> Components:
-    """Unite the components of blocks that tile a volume, given in the C order of their grid, and choose by the rule.
-
-    Held are a number, size, first voxel and mark of each component that reaches the shell of its block, and the shells
-    that later blocks may touch: memory grows with the foreground of a cross-section and of block borders, not of the volume.
-    """
-    gathered = _Gathered(connectivity, rule)
+    """Unite the components of blocks, all of them at once; see `Gathering`."""
+    gathered = Gathering(connectivity, rule)
     for block in blocks:
         gathered.add(block)
     return gathered.components()
 
 
-class _Gathered:
-    """What is known of the blocks so far."""
+class Gathering:
+    """What is known of the blocks so far: unites the components of those that tile a volume, and chooses by the rule.
 
-    def __init__(self, connectivity: Connectivity, rule: Rule) -> None:
+    Held are a number, size, first voxel and mark of each component that reaches the shell of its block, and the shells
+    that later blocks may touch: memory grows with the foreground of a cross-section and of block borders, not of the volume.
+    listed: how many of the largest components are named in the end, where the rule does not say how many stay.
+    """
+
+    def __init__(self, connectivity: Connectivity = 26, rule: Rule = ALL, listed: int = 0) -> None:
         self.steps = [np.array(d) for d in product((-1, 0, 1), repeat=3) if 0 < np.abs(d).sum() <= _FAR[connectivity]]
         self.rule = rule
         self.first: dict[Index3, int] = {}
@@ -154,10 +157,12 @@ class _Gathered:
         self.pairs: list[tuple[Ints, Ints]] = []
         self.shells: list[tuple[Box, Ints, Ints]] = []
         self.closed: list[tuple[int, int]] = []
-        """Size and negated first voxel: all that stay if the rule limits their number, else none."""
+        """Size and negated first voxel of the largest, as many as are asked for."""
+        self.listed = listed if rule.largest is None else rule.largest
         self.count = self.voxels = self.largest = 0
 
     def add(self, block: Block) -> None:
+        """Take the next block, in the C order of their grid."""
         reaching = block.open
         self.first[block.box.start] = self.open
         self.parts.append((block.size[reaching], block.origin[reaching], block.marked[reaching]))
@@ -197,15 +202,15 @@ class _Gathered:
 
     def _settle(self, size: Ints, origin: Ints) -> None:
         """Count components that are whole and may stay."""
-        if self.rule.largest is not None:
+        if self.listed:
             self.closed += zip(size.tolist(), (-origin).tolist(), strict=True)
-            self.closed = nlargest(self.rule.largest, self.closed)
-            return
+            self.closed = nlargest(self.listed, self.closed)
         self.count += len(size)
         self.voxels += int(size.sum())
         self.largest = max(self.largest, int(size.max(initial=0)))
 
     def components(self) -> Components:
+        """What the whole volume holds, once all blocks were added."""
         size, origin, marked = (np.concatenate(p) if p else np.empty(0, np.int64) for p in self._columns())
         parent = np.arange(self.open)
         for a, b in self.pairs:
@@ -218,12 +223,22 @@ class _Gathered:
         whole = np.flatnonzero(of == np.arange(self.open))
         stay = whole[_allowed(self.rule, total[whole], any_mark[whole])]
         self._settle(total[stay], start[stay])
+        last = (0, 0)
         if self.rule.largest is not None:
             self.count, self.voxels = len(self.closed), sum(n for n, _ in self.closed)
-            self.largest = self.closed[0][0] if self.closed else 0
-        last = self.closed[-1] if self.closed else (0, 0)
+            last = self.closed[-1] if self.closed else last
+        listed = [(n, -first) for n, first in self.closed]
         return Components(
-            self.count, self.voxels, self.largest, self.rule, last, self.first, total[of], start[of], any_mark[of]
+            self.count,
+            self.voxels,
+            self.largest,
+            listed,
+            self.rule,
+            last,
+            self.first,
+            total[of],
+            start[of],
+            any_mark[of],
         )
 
     def _columns(self) -> list[list[npt.NDArray[np.generic]]]:

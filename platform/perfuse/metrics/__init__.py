@@ -1,5 +1,6 @@
 """Metrics as integers that add over disjoint blocks, and scores derived from the sums."""
 
+from perfuse.metrics.centrelines import CentrelineCounts, centreline_counts
 from perfuse.metrics.curve import Curve, CurveCounts, Plateau, curve_counts
 from perfuse.metrics.euler import euler_eighths
 from perfuse.metrics.otsu import otsu_threshold, otsu_upper_of_three
@@ -8,12 +9,14 @@ from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts
 from perfuse.metrics.tolerance import NearCounts, near_counts
 
 __all__ = [
+    "CentrelineCounts",
     "ConfusionCounts",
     "Curve",
     "CurveCounts",
     "NearCounts",
     "Plateau",
     "SurfaceCounts",
+    "centreline_counts",
     "confusion_counts",
     "curve_counts",
     "euler_eighths",

@@ -5,6 +5,7 @@ from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.inference.prediction import Worker, already_done, prepare
 from perfuse.locks import writing
+from perfuse.parallel import in_order
 
 
 def predict_local(scan_url: str, model: Model, output: str) -> tuple[LabelInfo, ...]:
@@ -22,9 +23,8 @@ def predict_local(scan_url: str, model: Model, output: str) -> tuple[LabelInfo, 
         worker = Worker(prediction, model, torch.get_num_threads())
         rows = prediction.slabs_to_do()
         with progress("slabs", len(rows)) as advance:
-            for row in rows:
-                worker.run(row)
+            for _ in worker.run(rows):
                 advance()
-        for row in prediction.shards_to_do():
-            prediction.run_fuse(row)
+        for _ in in_order(prediction.run_fuse, prediction.shards_to_do()):
+            pass
         return prediction.finish(model)

@@ -5,25 +5,27 @@ backend. Every member has a scratch of its own. Scratch and label carry done-mar
 computed again.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from perfuse import storage, volumes
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.contract import Forward, Frozen, of_class, read_by
 from perfuse.errors import ContractError, PlanError
-from perfuse.geometry import Box, move_axis, runs, tile_starts
+from perfuse.geometry import move_axis, runs, tile_starts
 from perfuse.inference.choosing import Choice, choose
 from perfuse.inference.logits import fuse
+from perfuse.inference.pipeline import WRITERS, Slab, finished
 from perfuse.inference.scratch import BAND, SLAB, Scratch
-from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.inference.slab import PLANES, Engine
 from perfuse.labels import LabelWriter, check_output, writer_for
 from perfuse.models import best_device
-from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
 
 
@@ -77,9 +79,10 @@ def _slab_bytes(width: int, height: int, forward: Forward) -> int:
     columns = max(width, forward.tile) + forward.tile
     network = forward.network
     reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
-    reading = (SLAB + 2 * PLANES + reach) * forward.tile * columns * (2 + 4 + 4)
+    band = (SLAB + 2 * PLANES + reach) * forward.tile * columns
+    reading = band * ((2 + 4 + 4) + 4 + (4 + 4))  # what is being read, what waits, what is in use
     adding = 2 * SLAB * forward.tile * columns * 4
-    gathering = SLAB * (min(BAND, height) + forward.tile) * width * 2
+    gathering = SLAB * ((2 + WRITERS) * min(BAND, height) + forward.tile) * width * 2
     return reading + len(network.class_names) * (adding + gathering)
 
 
@@ -139,18 +142,13 @@ class Prediction(Frozen):
     def _scratch(self, member: int, axis: int) -> Scratch:
         return Scratch(self.scan_url, self.members[member].scratch, axis, self.members[member].key, self.class_names)
 
-    def run_slab(self, row: dict[str, int], engine: Engine) -> None:
-        """Compute one slab's logits by its member's engine, write its shards whole, then its done-mark."""
-        scan = Scan.open(self.scan_url)
-        normalisation = self.members[row["member"]].forward.normalisation
-        window = bounds(scan, normalisation)
-
-        def read(box: Box) -> npt.NDArray[np.float32]:
-            return normalise(scan.read_image(box), window, normalisation)
-
-        scratch = self._scratch(row["member"], row["axis"])
-        rows = rows_of_logits(engine, read, scan.shape_zyx, row["axis"], (row["start"], row["stop"]))
-        scratch.write(row["task"], (row["start"], row["stop"]), rows)
+    def run_slabs(self, rows: list[dict[str, int]], engine: Engine) -> Iterator[dict[str, int]]:
+        """Compute slabs of one member by its engine; each row when its logits are written and marked."""
+        slabs = (
+            Slab(row, self._scratch(row["member"], row["axis"]), row["task"], (row["start"], row["stop"]))
+            for row in rows
+        )
+        yield from finished(Scan.open(self.scan_url), list(slabs), engine)
 
     def writer(self, class_number: int = 0) -> LabelWriter:
         """The writer of the soft label of a class."""
@@ -280,9 +278,10 @@ class Worker:
     """Fixed by the driver."""
     _engines: dict[int, Engine] = field(default_factory=dict)
 
-    def run(self, row: dict[str, int]) -> None:
-        """Do a slab; rows come member by member, so that a network is seldom exchanged."""
-        self.prediction.run_slab(row, self._engine(row["member"]))
+    def run(self, rows: Iterable[dict[str, int]]) -> Iterator[dict[str, int]]:
+        """Do slabs, each row given back when it is done; they come member by member, so that a network is seldom exchanged."""
+        for member, of_member in groupby(rows, key=itemgetter("member")):
+            yield from self.prediction.run_slabs(list(of_member), self._engine(member))
 
     def _engine(self, number: int) -> Engine:
         if number not in self._engines:

@@ -91,6 +91,14 @@ def rows_of_logits(
         total, weight = _roll(total, done), _roll(weight, done)
 
 
+def boxes_read(forward: Forward, shape_zyx: Index3, axis: int, planes: tuple[int, int]) -> list[Box]:
+    """What `rows_of_logits` reads for a slab, in its order: a box for each row of tiles."""
+    height = move_axis(shape_zyx, axis)[1]
+    shown = _planes_shown(forward.network, planes)
+    tops = tile_starts(height, forward.tile, forward.stride)
+    return [_box_read(shape_zyx, axis, shown, (top, top + forward.tile)) for top in tops]
+
+
 def _roll(band: npt.NDArray[np.int32], rows: int) -> npt.NDArray[np.int32]:
     """Without its first rows [.., rows, columns], and as many empty ones at the end."""
     fresh = np.zeros_like(band[..., :rows, :])
@@ -112,8 +120,8 @@ def _add_row_of_tiles(
     network = engine.forward.network
     pixels = window(engine.forward.window, tile)
     places = _places(network, planes)
-    first = places.start + network.shown[0]
-    band = _read_band(read, shape_zyx, axis, (first, places.stop + network.shown[-1]), (top, top + tile))
+    first, _ = shown = _planes_shown(network, planes)
+    band = _read_band(read, shape_zyx, axis, shown, (top, top + tile))
     for left in tile_starts(width, tile, engine.forward.stride):
         part = _pad_to(band[:, :, left : left + tile], tile)
         weight[:, left : left + tile] += len(network.targets) * pixels
@@ -133,15 +141,25 @@ def _places(network: Network, planes: tuple[int, int]) -> range:
     return range(first // PLANES * PLANES, -(-last // PLANES) * PLANES)
 
 
+def _planes_shown(network: Network, planes: tuple[int, int]) -> tuple[int, int]:
+    """First and last + 1 of the planes in those panels; they may lie beyond the scan."""
+    places = _places(network, planes)
+    return places.start + network.shown[0], places.stop + network.shown[-1]
+
+
+def _box_read(shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int]) -> Box:
+    """Whole rows inside the volume."""
+    depth, height, width = move_axis(shape_zyx, axis)
+    return along_axis(axis, (max(planes[0], 0), min(planes[1], depth)), (rows[0], min(rows[1], height)), (0, width))
+
+
 def _read_band(
     read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     """Planes, beyond the volume its first and last repeated; rows inside the volume."""
-    depth, height, width = move_axis(shape_zyx, axis)
-    inside = (max(planes[0], 0), min(planes[1], depth))
-    box = along_axis(axis, inside, (rows[0], min(rows[1], height)), (0, width))
-    voxels = np.moveaxis(read(box), axis, 0)
-    return np.pad(voxels, [(inside[0] - planes[0], planes[1] - inside[1]), (0, 0), (0, 0)], mode="edge")
+    voxels = np.moveaxis(read(_box_read(shape_zyx, axis, planes, rows)), axis, 0)
+    beyond = max(-planes[0], 0), max(planes[1] - shape_zyx[axis], 0)
+    return np.pad(voxels, [beyond, (0, 0), (0, 0)], mode="edge") if any(beyond) else voxels
 
 
 def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]:

@@ -120,7 +120,8 @@ class SlabActor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do the slab of a row."""
-        self._worker.run({k: int(v[0]) for k, v in row.items()})
+        for _ in self._worker.run([{k: int(v[0]) for k, v in row.items()}]):
+            pass
         return row
 
 

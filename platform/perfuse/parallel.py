@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,15 +10,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of `work` in the order of the items, by one thread a core; at most two results a thread wait to be taken."""
-    threads = os.cpu_count() or 1
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None, waiting: int | None = None
+) -> Generator[Result]:
+    """Results of `work` in the order of the items, which are taken by the calling thread as room is made for them.
+
+    threads: one a core where nothing is said. waiting: how many are under way or wait to be taken, besides the one that is
+    taken next; two a thread. What fails, here or there, ends all: what is not begun never is, and what is begun is awaited.
+    """
+    threads = threads or os.cpu_count() or 1
+    waiting = 2 * threads if waiting is None else waiting
     ready: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="in-order") as pool:
         try:
             for item in items:
                 ready.append(pool.submit(work, item))
-                if len(ready) > 2 * threads:
+                if len(ready) > waiting:
                     yield ready.popleft().result()
             while ready:
                 yield ready.popleft().result()

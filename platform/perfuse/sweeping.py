@@ -25,7 +25,7 @@ from perfuse.inference.prediction import Prediction
 from perfuse.inference.preparing import prepare
 from perfuse.locks import writing
 from perfuse.metrics import Curve, CurveCounts
-from perfuse.passes import over_blocks
+from perfuse.passes import cut, over_blocks
 
 ALL_OF = 4
 """Members up to which every combination is looked at; of more, each alone, all but each, and all."""
@@ -159,5 +159,5 @@ def _sampled(
         logits = [part.total[chosen] / (part.weight * ONE) for part in parts]
         return np.stack(logits, axis=1), truth_mask(scan, truth, box)[chosen]
 
-    drawn = list(over_blocks(scan.shape_zyx, f"sample {scan.info.id}", draw))
+    drawn = list(over_blocks(cut(scan.shape_zyx), f"sample {scan.info.id}", draw))
     return np.concatenate([x for x, _ in drawn]), np.concatenate([y for _, y in drawn])

@@ -77,8 +77,7 @@ def test_a_prediction_of_two_classes_is_two_plain_loops(scan: Scan, network: Net
     made = bundle(network, threshold={"glomerulus": 50, "vessel": 200})
     prediction = prepare(scan.url, made, "soft")
     worker, rows = Worker(prediction, made, 1), prediction.slabs_to_do()
-    for row in rows[:2]:
-        worker.run(row)
+    assert list(worker.run(rows[:2])) == rows[:2]
     torn = next(
         p for p in sorted(Path(scan.url, prediction.members[0].scratch, "z-vessel", "c").rglob("*")) if p.is_file()
     )

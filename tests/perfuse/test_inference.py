@@ -144,8 +144,7 @@ def test_torn_and_missing_slabs_are_found_and_redone(scan):
     worker = Worker(prediction, made, 1)
     rows = prediction.slabs_to_do()
     assert len(rows) == 2 + 2 + 2
-    for row in rows[:4]:
-        worker.run(row)
+    assert list(worker.run(rows[:4])) == rows[:4]
     assert prediction.slabs_to_do() == rows[4:]
     shards = sorted(Path(scan.url, prediction.members[0].scratch, "z", "c").rglob("*"))
     torn = [s for s in shards if s.is_file()]

@@ -37,8 +37,7 @@ def test_prediction_and_scores_of_a_volume_four_times_as_deep(tmp_path: Path, ma
         del image, mask
         tracemalloc.start()
         prediction = prepare(scan.url, bundle, "soft")
-        for row in prediction.slabs():
-            prediction.run_slab(row, engine)
+        assert list(prediction.run_slabs(prediction.slabs(), engine)) == prediction.slabs()
         for row in prediction.shards_to_do():
             prediction.run_fuse(row)
         prediction.finish(bundle)

@@ -7,6 +7,7 @@ from perfuse.geometry import Box
 from perfuse.inference.prediction import Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.locks import writing
+from perfuse.parallel import in_order
 
 
 def predict_local(
@@ -23,8 +24,8 @@ def predict_local(
         if done is not None:
             return done
         fill_local(prediction, model)
-        for row in prediction.shards_to_do():
-            prediction.run_fuse(row)
+        for _ in in_order(prediction.run_fuse, prediction.shards_to_do()):
+            pass
         return prediction.finish(model, keep_scratch=keep_scratch)
 
 
@@ -35,6 +36,5 @@ def fill_local(prediction: Prediction, model: Model) -> None:
     worker = Worker(prediction, model, torch.get_num_threads())
     rows = prediction.slabs_to_do()
     with progress("slabs", len(rows)) as advance:
-        for row in rows:
-            worker.run(row)
+        for _ in worker.run(rows):
             advance()

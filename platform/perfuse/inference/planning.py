@@ -9,6 +9,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Forward, Frozen
 from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs, tile_starts
 from perfuse.inference.grid import Grid
+from perfuse.inference.pipeline import WRITERS
 from perfuse.inference.region import Region, tiles
 from perfuse.inference.scratch import BAND, SLAB
 from perfuse.inference.slab import PLANES
@@ -99,7 +100,8 @@ def _slab_bytes(width: int, height: int, forward: Forward) -> int:
     columns = max(width, forward.tile) + forward.tile
     network = forward.network
     reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
-    reading = (SLAB + 2 * PLANES + reach) * forward.tile * columns * (2 + 4 + 4)
+    band = (SLAB + 2 * PLANES + reach) * forward.tile * columns
+    reading = band * ((2 + 4 + 4) + 4 + (4 + 4))  # what is being read, what waits, what is in use
     adding = 2 * SLAB * forward.tile * columns * 4
-    gathering = SLAB * (min(BAND, height) + forward.tile) * width * 2
+    gathering = SLAB * ((2 + WRITERS) * min(BAND, height) + forward.tile) * width * 2
     return reading + len(network.class_names) * (adding + gathering)

@@ -5,7 +5,10 @@ and backend, and how they are fused. Every member has a scratch of its own, whos
 otherwise asks no network. Scratch and label carry done-marks; what is marked and intact is never computed again.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,12 @@ from perfuse.geometry import Box, Index3
 from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import Seen, fuse
+from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
 from perfuse.inference.scratch import Scratch
-from perfuse.inference.slab import Engine, rows_of_logits
+from perfuse.inference.slab import Engine
 from perfuse.labels import LabelWriter, writer_for
-from perfuse.normalisation import bounds, normalise
 from perfuse.upkeep import refresh
 
 SCRATCH = "perfuse/scratch"
@@ -103,20 +106,14 @@ class Prediction(Frozen):
         shape = Grid.of(scan, member.forward).shape_zyx
         return Scratch(scan.url, member.scratch, axis, member.seen_key, shape, self.class_names)
 
-    def run_slab(self, row: dict[str, int], engine: Engine) -> None:
-        """Compute one slab's logits by its member's engine, write its shards whole, then its done-mark."""
-        scan, member = Scan.open(self.scan_url), self.members[row["member"]]
-        region, normalisation = self._region(scan, member), member.forward.normalisation
-        window = bounds(scan, normalisation)
-
-        def read(box: Box) -> npt.NDArray[np.float32]:
-            return normalise(region.grid.read(box), window, normalisation)
-
-        scratch = self._scratch(scan, row["member"], row["axis"])
-        planes = (row["start"], row["stop"])
-        needed = None if region.everywhere else region.needed
-        rows = rows_of_logits(engine, read, region.grid.shape_zyx, row["axis"], planes, needed)
-        scratch.write(row["task"], planes, rows)
+    def run_slabs(self, rows: list[dict[str, int]], engine: Engine) -> Iterator[dict[str, int]]:
+        """Compute slabs of one member by its engine; each row when its logits are written and marked."""
+        scan = Scan.open(self.scan_url)
+        todo = [
+            Slab(row, self._scratch(scan, row["member"], row["axis"]), row["task"], (row["start"], row["stop"]))
+            for row in rows
+        ]
+        yield from finished(self._region(scan, self.members[rows[0]["member"]]), todo, engine)
 
     def writer(self, class_number: int = 0) -> LabelWriter:
         """The writer of the soft label of a class."""
@@ -220,9 +217,10 @@ class Worker:
     """Fixed by the driver."""
     _engines: dict[int, Engine] = field(default_factory=dict)
 
-    def run(self, row: dict[str, int]) -> None:
-        """Do a slab; rows come member by member, so that a network is seldom exchanged."""
-        self.prediction.run_slab(row, self._engine(row["member"]))
+    def run(self, rows: Iterable[dict[str, int]]) -> Iterator[dict[str, int]]:
+        """Do slabs, each row given back when it is done; they come member by member, so that a network is seldom exchanged."""
+        for member, of_member in groupby(rows, key=itemgetter("member")):
+            yield from self.prediction.run_slabs(list(of_member), self._engine(member))
 
     def _engine(self, number: int) -> Engine:
         if number not in self._engines:

@@ -1,6 +1,6 @@
 """Logits on their way to a label: int16, one array for each axis, written slab by slab, with done-marks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,13 +54,12 @@ class Scratch:
         """Slabs that are done and whose stored bytes are still those that were written."""
         return self._marks.intact(self._digest)
 
-    def write(self, task: int, planes: tuple[int, int], rows: Any) -> None:
-        """Gather rows [classes, planes, rows, columns] into whole shards, write them, and mark the slab done."""
+    def pieces(self, planes: tuple[int, int], rows: Iterable[tuple[int, Logits]]) -> Iterator[tuple[Box, Logits]]:
+        """Whole shards, gathered from rows [classes, planes, rows, columns]: their box, and [classes, z, y, x] in it."""
         _, height, _ = move_axis(self.shape, self.axis)
         form = self.arrays[0].shards or self.arrays[0].chunks
         unit = next(s for a, s in enumerate(index3(form)) if a != self.axis)
         band: list[Logits] = []
-        digests = [b"" for _ in self.arrays]
         first = held = 0
         for _, part in rows:
             band.append(part)
@@ -69,12 +68,17 @@ class Scratch:
                 whole = np.concatenate(band, axis=2)
                 take = min(unit, held)
                 box = self._box(planes, (first, first + take))
-                for number, array in enumerate(self.arrays):
-                    digests[number] += volumes.write_shards(
-                        array, box, np.moveaxis(whole[number, :, :take], 0, self.axis)
-                    )
                 band, first, held = [whole[:, :, take:]], first + take, held - take
-        self._marks.mark(task, shards.digest(b"".join(digests)))
+                yield box, np.moveaxis(whole[:, :, :take], 1, 1 + self.axis)
+
+    def write(self, box: Box, logits: Logits) -> list[bytes]:
+        """Write the shards of a piece, whole; the digests of each class's."""
+        pairs = zip(self.arrays, logits, strict=True)
+        return [volumes.write_shards(array, box, part) for array, part in pairs]
+
+    def mark(self, task: int, digests: Iterable[list[bytes]]) -> None:
+        """Record that a slab is done: all its pieces are written, with these digests."""
+        self._marks.mark(task, shards.digest(*(part for of_class in zip(*digests, strict=True) for part in of_class)))
 
     def read(self, box: Box, class_number: int = 0) -> Logits:
         """The logits of a class inside a box, in z, y, x."""

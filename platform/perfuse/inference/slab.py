@@ -93,7 +93,7 @@ def rows_of_logits(
     forward = engine.forward
     _, height, width = move_axis(shape_zyx, axis)
     starts = tile_starts(height, forward.tile, forward.stride)
-    band = _Band(engine, read, shape_zyx, axis, planes, needed or (lambda _: True))
+    band = _Band(engine, read, shape_zyx, axis, planes, needed)
     for number, top in enumerate(starts):
         band.add_row_of_tiles(top)
         bottom = starts[number + 1] if number + 1 < len(starts) else height
@@ -102,11 +102,24 @@ def rows_of_logits(
         band.roll(done)
 
 
+def boxes_read(
+    forward: Forward, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed | None = None
+) -> list[Box]:
+    """What `rows_of_logits` reads for a slab, in its order: a box for each row of tiles of which one is needed."""
+    _, height, _ = move_axis(shape_zyx, axis)
+    shown = _planes_shown(forward.network, planes)
+    return [
+        _box_read(shape_zyx, axis, shown, *_spans(wanted, top, forward.tile))
+        for top in tile_starts(height, forward.tile, forward.stride)
+        if (wanted := _wanted(forward, shape_zyx, axis, planes, top, needed))
+    ]
+
+
 class _Band:
     """The rows of a slab that tiles are being added to."""
 
     def __init__(
-        self, engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed
+        self, engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed | None
     ) -> None:
         self.engine, self.read, self.shape, self.axis, self.planes, self.needed = (
             engine,
@@ -131,28 +144,17 @@ class _Band:
 
     def add_row_of_tiles(self, top: int) -> None:
         """Let the network see the tiles that begin at a row, and add what it answers."""
-        wanted = {left: runs for left in self.lefts if (runs := self._wanted(top, left))}
+        wanted = _wanted(self.engine.forward, self.shape, self.axis, self.planes, top, self.needed)
         if not wanted:
             return
-        network = self.engine.forward.network
-        places = _places(network, self.planes)
-        first = places.start + network.shown[0]
-        shown = (first, places.stop + network.shown[-1])
-        pixels = _read_band(self.read, self.shape, self.axis, shown, (top, top + self.tile))
+        places = _places(self.engine.forward.network, self.planes)
+        first, _ = shown = _planes_shown(self.engine.forward.network, self.planes)
+        box = _box_read(self.shape, self.axis, shown, *_spans(wanted, top, self.tile))
+        pixels = _beyond(np.moveaxis(self.read(box), self.axis, 0), shown, self.shape[self.axis])
         for left, runs in wanted.items():
-            part = _pad_to(pixels[:, :, left : left + self.tile], self.tile)
+            at = left - min(wanted)
+            part = _pad_to(pixels[:, :, at : at + self.tile], self.tile)
             self._add(left, runs, self._summed(part, first, places, runs))
-
-    def _wanted(self, top: int, left: int) -> list[int]:
-        """Which runs of `PLANES` planes of a tile are needed."""
-        _, height, width = move_axis(self.shape, self.axis)
-        rows, columns = (top, min(top + self.tile, height)), (left, min(left + self.tile, width))
-        first, last = self.planes
-        return [
-            run
-            for run, start in enumerate(range(first, last, PLANES))
-            if self.needed(along_axis(self.axis, (start, min(start + PLANES, last)), rows, columns))
-        ]
 
     def _summed(
         self, part: npt.NDArray[np.float32], first: int, places: range, runs: list[int]
@@ -208,15 +210,46 @@ def _places(network: Network, planes: tuple[int, int]) -> range:
     return range(first // PLANES * PLANES, -(-last // PLANES) * PLANES)
 
 
-def _read_band(
-    read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int]
-) -> npt.NDArray[np.float32]:
-    """Planes, beyond the volume its first and last repeated; rows inside the volume."""
-    depth, height, width = move_axis(shape_zyx, axis)
-    inside = (max(planes[0], 0), min(planes[1], depth))
-    box = along_axis(axis, inside, (rows[0], min(rows[1], height)), (0, width))
-    voxels = np.moveaxis(read(box), axis, 0)
-    return np.pad(voxels, [(inside[0] - planes[0], planes[1] - inside[1]), (0, 0), (0, 0)], mode="edge")
+def _planes_shown(network: Network, planes: tuple[int, int]) -> tuple[int, int]:
+    """First and last + 1 of the planes in those panels; they may lie beyond the scan."""
+    places = _places(network, planes)
+    return places.start + network.shown[0], places.stop + network.shown[-1]
+
+
+def _wanted(
+    forward: Forward, shape_zyx: Index3, axis: int, planes: tuple[int, int], top: int, needed: Needed | None
+) -> dict[int, list[int]]:
+    """Of the tiles that begin at a row: the first column of each that is needed, and in which runs of `PLANES` planes."""
+    _, height, width = move_axis(shape_zyx, axis)
+    runs = list(enumerate(range(*planes, PLANES)))
+    lefts = tile_starts(width, forward.tile, forward.stride)
+    if needed is None:
+        return {left: [run for run, _ in runs] for left in lefts}
+    found: dict[int, list[int]] = {}
+    for left in lefts:
+        rows, columns = (top, min(top + forward.tile, height)), (left, min(left + forward.tile, width))
+        for run, start in runs:
+            if needed(along_axis(axis, (start, min(start + PLANES, planes[1])), rows, columns)):
+                found.setdefault(left, []).append(run)
+    return found
+
+
+def _spans(wanted: dict[int, list[int]], top: int, tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the tiles that begin at a row."""
+    return (top, top + tile), (min(wanted), max(wanted) + tile)
+
+
+def _box_read(
+    shape_zyx: Index3, axis: int, planes: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> Box:
+    """What lies inside the volume."""
+    return along_axis(axis, planes, rows, columns).intersect(Box.whole(shape_zyx))
+
+
+def _beyond(voxels: npt.NDArray[np.float32], planes: tuple[int, int], depth: int) -> npt.NDArray[np.float32]:
+    """Planes that lie beyond the volume: its first and last repeated."""
+    beyond = max(-planes[0], 0), max(planes[1] - depth, 0)
+    return np.pad(voxels, [beyond, (0, 0), (0, 0)], mode="edge") if any(beyond) else voxels
 
 
 def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]:
@@ -235,5 +268,7 @@ def middle_batch(forward: Forward, read: Read, shape_zyx: Index3) -> npt.NDArray
     place = depth // 2 // PLANES * PLANES
     top, left = (starts[len(starts) // 2] for starts in (tile_starts(n, tile, forward.stride) for n in size))
     first = place + network.shown[0]
-    band = _read_band(read, shape_zyx, axis, (first, place + PLANES + network.shown[-1]), (top, top + tile))
-    return _panels(_pad_to(band[:, :, left : left + tile], tile), [place - first + n for n in network.shown])
+    shown = (first, place + PLANES + network.shown[-1])
+    box = _box_read(shape_zyx, axis, shown, (top, top + tile), (left, left + tile))
+    part = _pad_to(_beyond(np.moveaxis(read(box), axis, 0), shown, depth), tile)
+    return _panels(part, [place - first + n for n in network.shown])

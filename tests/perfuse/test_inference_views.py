@@ -303,7 +303,13 @@ def test_kept_scratch_asks_no_network_twice(scan: Scan, monkeypatch: pytest.Monk
     predict_local(scan.url, first, "a", keep_scratch=True)
     asked: list[int] = []
     run = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, row: (asked.append(row["axis"]), run(self, row)))
+
+    def counted(self: Worker, rows: Any) -> Any:
+        todo = list(rows)
+        asked.extend(row["axis"] for row in todo)
+        return run(self, todo)
+
+    monkeypatch.setattr(Worker, "run", counted)
     predict_local(scan.url, Ensemble((first, second), 128), "ab", keep_scratch=True)
     assert len(asked) == 6, "only the new member's: two slabs along each of three axes"
     asked.clear()

@@ -53,7 +53,7 @@ def test_a_row_is_what_a_prediction_scores(scan: Scan, monkeypatch: pytest.Monke
     um = scan.info.voxel_size_um[0] * 1.5
     rows = sweeping.sweep([scan], ensemble, "human", fill_local, resample_um=(None, um), fit=True)
     assert len(rows) == 2 * (7 + 1)
-    monkeypatch.setattr(Worker, "run", lambda *_: pytest.fail("a network was asked again"))
+    monkeypatch.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked again"))
     assert sweeping.sweep([scan], ensemble, "human", fill_local)[6].members == rows[6].members
     monkeypatch.undo()
     for row in (rows[1], rows[5], rows[6], rows[7], rows[14]):

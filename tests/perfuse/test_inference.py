@@ -23,7 +23,7 @@ from perfuse.inference.slab import PLANES, Engine, rows_of_logits
 from perfuse.models import build
 from perfuse.normalisation import bounds, normalise
 
-TINY = Network(encoder="resnet18", encoder_weights=None, planes=3, decoder_channels=(16, 8, 8, 8, 8))
+TINY = Network(encoder="tu-test_resnet", encoder_weights=None, planes=3, decoder_channels=(16, 8, 8, 8, 8))
 
 
 def forward(**changes) -> Forward:

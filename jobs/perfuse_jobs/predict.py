@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from perfuse import locks, storage
 from perfuse.bundle import FILES, Bundle, Ensemble, Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.geometry import Box
+from perfuse.inference import attempts
 from perfuse.inference.prediction import Member, Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.pseudolabels import Predict
@@ -61,12 +64,15 @@ def fill_ray(prediction: Prediction, model: Model, workers: Workers) -> None:
     """Make the members' logits that are not there yet, with processes of Ray."""
     connect(workers.most)
     rows = prediction.slabs_to_do()
-    _run(f"predict {prediction.output}, slabs", rows, lambda ready: _slabs(ready, prediction, model, workers))
+    attempts.forget(prediction)
+    done = _run(f"predict {prediction.output}, slabs", rows, lambda ready: _slabs(ready, prediction, model, workers))
+    attempts.refuse([row["failed"] for row in done if row["failed"]])
 
 
-def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> None:
+def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> list[dict[str, Any]]:
+    """The rows that come back, in any order."""
     if not rows:
-        return
+        return []
     import ray.data
 
     quieten()
@@ -74,8 +80,11 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
     ready = ray.data.from_items(rows, override_num_blocks=len(rows))
     with progress(what, len(rows)) as advance:
         try:
-            for _ in pipeline(ready).iter_rows():
+            done = []
+            for row in pipeline(ready).iter_rows():
+                done.append(row)
                 advance()
+            return done
         except Exception as error:  # noqa: BLE001 - Ray wraps what tasks raise
             raise refusal_in(error) or error from None
 
@@ -116,13 +125,13 @@ class SlabActor:
     def __init__(self, prediction: str, threads: int) -> None:
         parsed = Prediction.model_validate_json(prediction)
         bundles = tuple(_laid_out(_bundle_url(parsed, member)) for member in parsed.members)
-        self._worker = Worker(parsed, Ensemble(bundles, bundles[0].threshold), threads)
+        self._prediction, self._worker = parsed, Worker(parsed, Ensemble(bundles, bundles[0].threshold), threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do the slab of a row."""
-        for _ in self._worker.run([{k: int(v[0]) for k, v in row.items()}]):
-            pass
-        return row
+        """Do the slab of a row; `failed` says which it is and why, if it cannot be done."""
+        slab = {name: int(value[0]) for name, value in row.items()}
+        reason = attempts.counted(self._prediction, self._worker, slab)
+        return row | {"failed": np.array(["" if reason is None else f"{attempts.name_of(slab)} ({reason})"])}
 
 
 def _fused(rows: "ray.data.Dataset", prediction: Prediction) -> "ray.data.Dataset":

@@ -45,12 +45,12 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line: user errors, and those of disks and networks, end with exit code 2 and one message."""
+    """Run the command line: user errors, and those of disks and networks, end with one message and code 2; code 3: parts failed."""
     try:
         build()()
     except (PerfuseError, OSError) as error:
         say(f"Error: {error}")
-        sys.exit(2)
+        sys.exit(error.exit_code if isinstance(error, PerfuseError) else 2)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Everything perfuse raises on purpose. Each message says what happened, where, what is allowed, and what to do.
 
-The command line prints the message of a `PerfuseError` on stderr and exits with code 2, without a traceback.
+The command line prints the message of a `PerfuseError` on stderr and exits with its code, without a traceback.
 """
 
 
 class PerfuseError(Exception):
     """Something that the user can mend: input, settings, or a server that is away."""
+
+    exit_code = 2
 
 
 class SourceError(PerfuseError, ValueError):
@@ -50,3 +52,9 @@ class BusyError(PerfuseError, RuntimeError):
 
 class PlanError(PerfuseError, MemoryError):
     """Work that would not fit; the message gives what is needed and what there is."""
+
+
+class QuarantineError(PerfuseError, RuntimeError):
+    """Parts of a work that failed again and again, while the rest of it is done; the message names them."""
+
+    exit_code = 3

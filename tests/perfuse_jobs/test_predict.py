@@ -14,7 +14,7 @@ import torch
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import ScanError
+from perfuse.errors import QuarantineError, ScanError
 from perfuse.inference import predict_local, prepare
 from perfuse.models import build
 from perfuse_jobs.predict import predict_ray
@@ -55,6 +55,25 @@ def test_any_number_of_actors(scan_url: str) -> None:
     begin = time.perf_counter()
     predict_ray(scan_url, together, "two", workers=Workers(1, 3))
     assert time.perf_counter() - begin < 5, "a finished label is not computed again"
+
+
+@pytest.mark.usefixtures("in_process_ray")
+def test_a_poisoned_slab_is_named_and_the_rest_is_done(scan_url: str) -> None:
+    """Along z the second of two slabs cannot be decoded; mended, only that one is computed."""
+    made = bundle()
+    along_z = made.contract.forward.changed(axes=("z",))
+    poisoned = Bundle(Contract(forward=along_z), made.weights, {})
+    torn = sorted(p for p in Path(scan_url, "0", "c").rglob("*") if p.is_file())[-1]
+    kept = torn.read_bytes()
+    torn.write_bytes(kept[: len(kept) // 2] + bytes(len(kept) - len(kept) // 2))
+    with pytest.raises(QuarantineError, match=r"slab axis z, planes 64 to 79 .*is damaged"):
+        predict_ray(scan_url, poisoned, "soft", workers=Workers(2, 2))
+    torn.write_bytes(kept)
+    assert [row["task"] for row in prepare(scan_url, poisoned, "soft").slabs_to_do()] == [1]
+    predict_ray(scan_url, poisoned, "soft")
+    predict_local(scan_url, poisoned, "whole")
+    scan = Scan.open(scan_url)
+    np.testing.assert_array_equal(scan.label("soft")[:], scan.label("whole")[:])
 
 
 KILLED = """

@@ -4,6 +4,7 @@ from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.geometry import Box
+from perfuse.inference import attempts
 from perfuse.inference.prediction import Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.locks import writing
@@ -36,5 +37,5 @@ def fill_local(prediction: Prediction, model: Model) -> None:
     worker = Worker(prediction, model, torch.get_num_threads())
     rows = prediction.slabs_to_do()
     with progress("slabs", len(rows)) as advance:
-        for _ in worker.run(rows):
+        for _ in attempts.all_of(worker, rows):
             advance()

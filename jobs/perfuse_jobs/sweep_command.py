@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -106,11 +107,13 @@ def _print(values: list[dict[str, Any]], scans: str) -> None:
     table = Table(title=f"Surface dice on {scans}")
     for heading in ("models", "µm", "best at", "surface dice", "at ½", "mean of 39", "within 0.01"):
         table.add_column(heading, justify="left" if heading == "models" else "right", overflow="fold")
+    members = list(dict.fromkeys(uri for value in values for uri in value["members"]))
+    letters = {uri: ascii_lowercase[n % 26] * (1 + n // 26) for n, uri in enumerate(members)}
     best = max(values, key=lambda value: value["surface_dice"])
     for value in values:
-        members = [uri.removeprefix("models:/") for uri in value["members"]]
-        weights = value["weights"] or [None] * len(members)
-        shown = " + ".join(m if w is None else f"{w:.2f} {m}" for m, w in zip(members, weights, strict=True))
+        weights = value["weights"] or [None] * len(value["members"])
+        counted = zip(value["members"], weights, strict=True)
+        shown = " + ".join(letters[m] if w is None else f"{w:.2f} {letters[m]}" for m, w in counted)
         table.add_row(
             shown,
             f"{value['resample_um']:g}" if value["resample_um"] else "own",
@@ -120,3 +123,5 @@ def _print(values: list[dict[str, Any]], scans: str) -> None:
             style="bold" if value is best else None,
         )
     results.print(table)
+    for uri, letter in letters.items():
+        results.print(f"{letter}  {uri}", soft_wrap=True, markup=False)

@@ -56,7 +56,7 @@ def _plan(scan: Scan, forward: Forward, roi: Box | None) -> PredictionPlan:
     wanted = pictures if region.everywhere else sum(_needed(region, forward, axis) for axis in axes)
     views = len(GROUPS[forward.turns]) * len(forward.scales)
     output = Box.whole(scan.shape_zyx) if roi is None else roi
-    voxels = int(np.prod(grid.shape_zyx))
+    voxels = (region.interest or Box.whole(grid.shape_zyx)).size
     shard = volumes.shard_shape(scan.shape_zyx)
     return PredictionPlan(
         slabs=sum(len(slabs(region, axis)) for axis in axes),

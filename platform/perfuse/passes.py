@@ -18,7 +18,8 @@ from perfuse.console import progress
 from perfuse.geometry import Box, Index3, blocks
 from perfuse.parallel import in_order
 
-BLOCK = (64, 512, 512)
+BLOCK = (64, 256, 512)
+"""Half a shard of a label: of whole ones, the blocks at work took half as much memory again, and no less time."""
 Arrays = tuple[npt.NDArray[Any], ...]
 Part = TypeVar("Part")
 

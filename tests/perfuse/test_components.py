@@ -1,7 +1,8 @@
-"""Law: components of blocks are those of the whole volume, whatever the blocks; oracle: scipy on the volume in memory."""
+"""Law: components of blocks are those of the whole volume, whatever the blocks; oracles: scipy and cc3d, volumes in memory."""
 
 from pathlib import Path
 
+import cc3d
 import nibabel
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from perfuse.components import Block, Connectivity, Rule, find_components, label_block
+from perfuse.components import Block, Connectivity, Gathering, Rule, find_components, label_block
 from perfuse.geometry import Box, blocks
 from perfuse.parallel import in_order
 
@@ -53,6 +54,20 @@ def test_blocks_are_the_whole(data, shape, block, connectivity, rule):
     labels, count = ndimage.label(expected, ndimage.generate_binary_structure(3, FAR[connectivity]))
     sizes = np.bincount(labels.ravel())[1:]
     assert (found.count, found.voxels, found.largest) == (count, sizes.sum(), sizes.max(initial=0))
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+def test_sizes_are_those_of_cc3d(connectivity):
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(70, 80, 90)), 1.5) > 0.05
+    labels, count = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)
+    sizes = sorted(np.bincount(labels.ravel())[1:], reverse=True)
+    gathering = Gathering(connectivity, listed=count)
+    for box in blocks(mask.shape, (32, 48, 40)):
+        gathering.add(label_block(mask[box.slices], box, mask.shape, connectivity))
+    found = gathering.components()
+    assert count > 20
+    assert found.count == count
+    assert [size for size, _ in found.listed] == sizes
 
 
 @pytest.mark.parametrize("connectivity", [6, 18, 26])

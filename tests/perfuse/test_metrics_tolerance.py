@@ -61,6 +61,22 @@ def test_blocks_are_the_whole(data, shape, block, spacing):
         assert math.isnan(found)
 
 
+def test_monai_says_the_same():
+    import torch
+    from monai.metrics import compute_surface_dice
+
+    truth, predicted = (np.random.default_rng(n).random((12, 13, 14)) < 0.3 for n in range(2))
+    one, other = (torch.from_numpy(mask)[None, None] for mask in (predicted, truth))
+    for spacing, within in ((1.0, 1.0, 1.0), 1.0), ((50.0, 25.0, 10.0), 30.0):
+        about = {"include_background": True, "spacing": spacing, "use_subvoxels": True}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of its own functions among each other
+            theirs = compute_surface_dice(one, other, [within], **about).item()
+        assert of_blocks(truth, predicted, (5, 6, 7), within, spacing).surface_dice(spacing) == pytest.approx(
+            theirs, abs=1e-6
+        )
+
+
 def test_at_no_tolerance_it_is_the_surface_dice():
     rng = np.random.default_rng(0)
     truth, predicted, known = (rng.random((9, 10, 11)) < share for share in (0.4, 0.5, 0.97))

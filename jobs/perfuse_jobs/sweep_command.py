@@ -119,7 +119,7 @@ def _print(values: list[dict[str, Any]], scans: str) -> None:
             f"{value['resample_um']:g}" if value["resample_um"] else "own",
             f"{value['threshold']:.3f}",
             *(f"{value[name]:.4f}" for name in ("surface_dice", "surface_dice_at_half", "mean_surface_dice")),
-            "{:.2f} to {:.2f}".format(*value["plateau"]),
+            "{:.2f}–{:.2f}".format(*value["plateau"]),
             style="bold" if value is best else None,
         )
     results.print(table)

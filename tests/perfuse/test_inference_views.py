@@ -152,6 +152,19 @@ def test_blending_is_that_of_a_plain_loop(shape: Any, kind: str, blend: str, ove
     assert np.abs(found - plain[inside] * unit).max() <= 1.01
 
 
+def test_of_overlapping_tiles_the_largest_mean_over_panels_counts() -> None:
+    """Each plane is answered as it is, plus the place that it has in its panel: 0, 1, 2 or 3, and 1.5 in the mean."""
+
+    class Placed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.arange(4.0)[:, None, None]
+
+    values = np.random.default_rng(0).random((13, 70, 80), np.float32)
+    network = Network(**(dict(TINY) | {"planes": 4, "outputs": "all"}))
+    engine = Engine.of(Placed(), forward(network=network, window="max"), "cpu", "eager-fp32")
+    assert np.abs(slab(engine, values, 0, (0, 13)) - (values + 1.5) * ONE).max() <= 1.01
+
+
 def test_axes_are_fused_by_mean_weight_or_maximum() -> None:
     parts = [np.array([a], np.int16) * ONE for a in (-2, 1, 4)]
     for changes, wanted in (

@@ -5,6 +5,7 @@ half done would begin anew.
 """
 
 import numpy as np
+import zarr
 
 from perfuse import storage, volumes
 from perfuse.bundle import Bundle
@@ -51,16 +52,25 @@ def choose(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batche
 
     batches: of the whole job. Raises PerfuseError when the network answers by no backend.
     """
-    key = storage.digest_json([bundle.forward_digest(), device])[:16]
-    group = volumes.open_group(scan.url, "r+").require_group(f"perfuse/backends/{key}")
+    group = _remembered(scan, bundle, device)
     if "choice" in group.attrs:
         choice = Choice.model_validate(group.attrs["choice"])
         if choice.backend.startswith("eager") or why_not_compiled(device) is None:
             return choice
     choice = _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, batches)
-    group.attrs["choice"] = choice.model_dump(mode="json")
+    remember(scan, bundle, device, choice)
     say(f"{bundle.uri or 'this model'} on {device}: {choice}")
     return choice
+
+
+def remember(scan: Scan, bundle: Bundle, device: str, choice: Choice) -> None:
+    """From now on a member answers on a scan by this backend."""
+    _remembered(scan, bundle, device).attrs["choice"] = choice.model_dump(mode="json")
+
+
+def _remembered(scan: Scan, bundle: Bundle, device: str) -> zarr.Group:
+    key = storage.digest_json([bundle.forward_digest(), device])[:16]
+    return volumes.open_group(scan.url, "r+").require_group(f"perfuse/backends/{key}")
 
 
 def _images(scan: Scan, forward: Forward) -> Images:

@@ -1,7 +1,15 @@
 """Inference: integer blending on an absolute tile lattice, so that voxels do not depend on how the work is cut."""
 
-from perfuse.inference.arrays import probability, probability_of_array
+from perfuse.inference.arrays import engine_of, probability, probability_of_array
 from perfuse.inference.local import predict_local
 from perfuse.inference.prediction import Prediction, PredictionPlan, prepare
 
-__all__ = ["Prediction", "PredictionPlan", "predict_local", "prepare", "probability", "probability_of_array"]
+__all__ = [
+    "Prediction",
+    "PredictionPlan",
+    "engine_of",
+    "predict_local",
+    "prepare",
+    "probability",
+    "probability_of_array",
+]

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 Probability = npt.NDArray[np.uint8]
 
 
+def engine_of(network: "torch.nn.Module", forward: Forward) -> Engine:
+    """What answers many arrays: a copy of a network, prepared once for this machine's device."""
+    device = best_device()
+    return Engine.of(network, forward, device, usual(forward.precision, device))
+
+
 def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: Box) -> Probability:
     """Probability uint8[classes, z, y, x] inside a box of a scan that fits in memory, the axes of the contract fused.
 
@@ -30,7 +36,7 @@ def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: B
 
 
 def probability_of_array(
-    network: "torch.nn.Module",
+    network: "torch.nn.Module | Engine",
     forward: Forward,
     voxels: npt.NDArray[Any],
     *,
@@ -38,6 +44,7 @@ def probability_of_array(
 ) -> Probability:
     """Probability uint8 of an array [y, x] or [z, y, x], of the same shape behind the axis of classes.
 
+    network: or the `engine_of` it, where there are several arrays.
     window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which
     the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
     """
@@ -49,10 +56,9 @@ def probability_of_array(
 
 
 def _fused(
-    network: "torch.nn.Module", forward: Forward, values: npt.NDArray[np.float32], axes: list[int]
+    network: "torch.nn.Module | Engine", forward: Forward, values: npt.NDArray[np.float32], axes: list[int]
 ) -> Probability:
-    device = best_device()
-    engine = Engine.of(network, forward, device, usual(forward.precision, device))
+    engine = network if isinstance(network, Engine) else engine_of(network, forward)
     shape = index3(values.shape)
     return fuse([[_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]])
 

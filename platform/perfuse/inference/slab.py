@@ -88,7 +88,8 @@ def rows_of_logits(
         bottom = starts[number + 1] if number + 1 < len(starts) else height
         done = min(bottom, height) - top
         yield top, divide(total[..., :done, :width], weight[:done, :width]).astype(np.int16)
-        total, weight = _roll(total, done), _roll(weight, done)
+        if bottom < height:
+            total, weight = _roll(total, done), _roll(weight, done)
 
 
 def boxes_read(forward: Forward, shape_zyx: Index3, axis: int, planes: tuple[int, int]) -> list[Box]:

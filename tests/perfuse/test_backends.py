@@ -13,7 +13,7 @@ from torch import nn
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import ModelRef, Scan
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import ContractError
+from perfuse.errors import ContractError, PerfuseError
 from perfuse.inference import backends, choosing, predict_local, prepare, trial
 from perfuse.inference.estimate import estimate
 from perfuse.inference.logits import ONE
@@ -198,6 +198,8 @@ def test_the_choice_stays_while_it_can_be_done_here(
     other, asked = measured(monkeypatch, scan, bundle, 1000, **taken)
     assert (other.backend, asked) == ("eager-bf16", [])
     assert "no C++ compiler" in other.unused["compiled-bf16"]
+    with pytest.raises(PerfuseError, match="compiled-bf16 asks: there is no C"):
+        engine(bundle, "compiled-bf16")
 
 
 def test_a_plan_takes_the_time_of_what_was_chosen_and_writes_nothing(scan: Scan, bundle: Bundle) -> None:

@@ -105,14 +105,19 @@ def network_alone(scan: Scan, bundle: Bundle, backend: Backend) -> Run:
 
 def whole_job(scan: Scan, bundle: Bundle, backend: Backend) -> Run:
     """What `perfuse predict --local` does, after start-up and compilation."""
-    engine = Engine.of(loaded(bundle), FORWARD, "cpu", backend)
-    engine.logits(middle_batch(FORWARD, lambda box: voxels(scan, box), scan.shape_zyx))
-    prediction.Worker._engine = lambda *_: engine  # type: ignore[method-assign]
 
     def run() -> None:
         predict_local(scan.url, bundle, "soft")
         storage.remove_tree(storage.join(scan.url, "labels/soft"))
 
+    def by(engine: Engine) -> None:
+        prediction.Worker._engine = lambda *_: engine  # type: ignore[method-assign]
+
+    by(Engine(torch.nn.Identity(), FORWARD, "cpu", backend))
+    run()
+    engine = Engine.of(loaded(bundle), FORWARD, "cpu", backend)
+    engine.logits(middle_batch(FORWARD, lambda box: voxels(scan, box), scan.shape_zyx))
+    by(engine)
     return run
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from perfuse.bundle import Model
     from perfuse.catalog import LabelInfo
     from perfuse.contract import Blend
+    from perfuse.inference.estimate import Estimate
     from perfuse.pseudolabels import Cut, Predict
     from perfuse.recipes import Recipe
 
@@ -132,12 +133,9 @@ def predict(
     model = model if preview is None else previewed(model, scan, preview)
     box = None if roi is None else box_of(roi, scan)
     if plan:
-        from perfuse.inference.planning import plan as plan_of
+        from perfuse.inference.estimate import estimate
 
-        forwards = [member.contract.forward for member in model.members]
-        for forward in forwards:
-            forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-        return _show_plan(plan_of(scan, *forwards, roi=box).model_dump(), as_json=as_json)
+        return _show_plan(estimate(scan, model, box), as_json=as_json)
     infos = _predict(local, workers)(scan_url, model, output, roi=box, keep_scratch=keep_scratch)
     return _show_labels(scan_url, infos, as_json=as_json)
 
@@ -259,15 +257,25 @@ def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
         results.print(line, soft_wrap=True, markup=False)
 
 
-def _show_plan(values: dict[str, int], *, as_json: bool) -> dict[str, Any]:
+def _show_plan(plan: "Estimate", *, as_json: bool) -> dict[str, Any]:
+    from datetime import timedelta
+
     from rich.filesize import decimal
 
     from perfuse.console import print_json, results
 
+    values = plan.model_dump()
     if as_json:
         print_json(values)
-    else:
-        for name, value in values.items():
-            shown = decimal(value) if name.endswith("_bytes") else f"{value:,}"
-            results.print(f"{name.removesuffix('_bytes').replace('_', ' '):<10}{shown:>12}")
+        return values
+    for name in ("slabs", "tiles", "skipped", "shards", "input_bytes", "scratch_bytes", "output_bytes", "peak_bytes"):
+        shown = decimal(values[name]) if name.endswith("_bytes") else f"{values[name]:,}"
+        results.print(f"{name.removesuffix('_bytes'):<10}{shown:>12}")
+    whole = timedelta(seconds=max(1, round(plan.network_seconds)))
+    lines = [
+        f"time      {whole} on one {plan.device} as this one is just now, by {', '.join(plan.backends)}",
+        f"numerics  probabilities within {plan.largest_difference:.2g} of float32, {plan.swapped:.3%} of voxels change sides",
+    ]
+    for line in lines:
+        results.print(line, soft_wrap=True, markup=False)
     return values

@@ -24,11 +24,13 @@ class Model:
     """A bundle's network with its contract. One request is worked on at a time, which bounds memory."""
 
     def __init__(self, bundle: Bundle) -> None:
+        from perfuse.inference import engine_of
         from perfuse.models import build
 
         self.bundle = bundle
-        self._network = build(bundle.contract.forward.network)
-        self._network.load_state_dict(bundle.weights)
+        network = build(bundle.contract.forward.network)
+        network.load_state_dict(bundle.weights)
+        self._engine = engine_of(network, bundle.contract.forward)
         self._turn = threading.Lock()
 
     def segment(
@@ -60,7 +62,7 @@ class Model:
             except ContractError as error:
                 raise RequestError(422, str(error)) from error
         with self._turn:
-            answer = probability_of_array(self._network, forward, voxels, window=window)
+            answer = probability_of_array(self._engine, forward, voxels, window=window)
         soft: npt.NDArray[np.uint8] = answer[classes.index(class_name)]
         if output == "probability":
             return soft.astype(np.float32) / np.float32(255)

@@ -1,6 +1,7 @@
 """Backends answer alike up to what their numbers can hold; the one that was chosen stays, and says what it costs."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from timm.layers import BatchNormAct2d, ScaledStdConv2d
 from torch import nn
 
-from perfuse.bundle import Bundle
+from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import ModelRef, Scan
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import ContractError
+from perfuse.errors import ContractError, PerfuseError
 from perfuse.inference import backends, choosing, predict_local, prepare, trial
+from perfuse.inference.estimate import estimate
 from perfuse.inference.logits import ONE
+from perfuse.inference.prediction import plan
 from perfuse.inference.slab import PLANES, Engine
 from perfuse.models import build
 from perfuse.models.folding import folded
@@ -195,6 +198,25 @@ def test_the_choice_stays_while_it_can_be_done_here(
     other, asked = measured(monkeypatch, scan, bundle, 1000, **taken)
     assert (other.backend, asked) == ("eager-bf16", [])
     assert "no C++ compiler" in other.unused["compiled-bf16"]
+    with pytest.raises(PerfuseError, match="compiled-bf16 asks: there is no C"):
+        engine(bundle, "compiled-bf16")
+
+
+def test_a_plan_takes_the_time_of_what_was_chosen_and_writes_nothing(scan: Scan, bundle: Bundle) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path(scan.url).rglob("*")}
+    first = estimate(scan, bundle)
+    assert {path: path.stat().st_mtime_ns for path in Path(scan.url).rglob("*")} == before
+    assert first.backends == (backends.usual("auto", "cpu"),)
+    assert first.network_seconds > 0
+    assert first.tiles == plan(scan, bundle.contract.forward).tiles
+    seconds = {"eager-fp32": trial.Seconds(first=9, batch=0.5), "eager-bf16": trial.Seconds(first=9, batch=3)}
+    choice = choosing.Choice(backend="eager-fp32", seconds=seconds, unused={}, largest_difference=0.25, swapped=0.5)
+    choosing.remember(scan, bundle, "cpu", choice)
+    assert estimate(Scan.open(scan.url), bundle).network_seconds == pytest.approx(0.5 * first.tiles / PLANES)
+    other = bundle.with_threshold(3)
+    both = estimate(Scan.open(scan.url), Ensemble((bundle, other), 128))
+    assert both.network_seconds == pytest.approx(2 * 0.5 * first.tiles / PLANES)
+    assert (both.backends, both.largest_difference, both.swapped) == (("eager-fp32",) * 2, 0.25, 0.5)
 
 
 def test_another_backend_is_another_prediction(scan: Scan, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

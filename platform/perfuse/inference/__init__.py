@@ -1,9 +1,18 @@
 """Inference: integer blending on an absolute tile lattice, so that voxels do not depend on how the work is cut."""
 
-from perfuse.inference.arrays import probability, probability_of_array
+from perfuse.inference.arrays import engine_of, probability, probability_of_array
 from perfuse.inference.local import predict_local
 from perfuse.inference.planning import PredictionPlan, plan
 from perfuse.inference.prediction import Prediction
 from perfuse.inference.preparing import prepare
 
-__all__ = ["Prediction", "PredictionPlan", "plan", "predict_local", "prepare", "probability", "probability_of_array"]
+__all__ = [
+    "Prediction",
+    "PredictionPlan",
+    "engine_of",
+    "plan",
+    "predict_local",
+    "prepare",
+    "probability",
+    "probability_of_array",
+]

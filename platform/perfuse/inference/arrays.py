@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 Probability = npt.NDArray[np.uint8]
 
 
+def engine_of(network: "torch.nn.Module", forward: Forward) -> Engine:
+    """What answers many arrays: a copy of a network, prepared once for this machine's device."""
+    device = best_device()
+    return Engine.of(network, forward, device, usual(forward.precision, device))
+
+
 def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: Box) -> Probability:
     """Probability uint8[classes, z, y, x] inside a box of a scan that fits in memory, the axes of the contract fused.
 
@@ -37,7 +43,7 @@ def probability(network: "torch.nn.Module", forward: Forward, scan: Scan, box: B
 
 
 def probability_of_array(
-    network: "torch.nn.Module",
+    network: "torch.nn.Module | Engine",
     forward: Forward,
     voxels: npt.NDArray[Any],
     *,
@@ -45,6 +51,7 @@ def probability_of_array(
 ) -> Probability:
     """Probability uint8 of an array [y, x] or [z, y, x], of the same shape behind the axis of classes; seen as it is.
 
+    network: or the `engine_of` it, where there are several arrays.
     window: the intensities that become 0 and 1; None: the contract's percentiles of the array itself. Axes along which
     the planes would be narrower than 32 pixels are left out; a slice is seen along z alone.
     """
@@ -56,14 +63,13 @@ def probability_of_array(
 
 
 def _fused(
-    network: "torch.nn.Module",
+    network: "torch.nn.Module | Engine",
     forward: Forward,
     values: npt.NDArray[np.float32],
     axes: list[int],
     back: Callable[[Logits], Logits] = lambda part: part,
 ) -> Probability:
-    device = best_device()
-    engine = Engine.of(network, forward, device, usual(forward.precision, device))
+    engine = network if isinstance(network, Engine) else engine_of(network, forward)
     shape = index3(values.shape)
     seen = forward.changed(axes=tuple(AXES[a] for a in axes), axis_weights=_weights(forward, axes))
     parts = [_along(engine, lambda box: values[box.slices], shape, axis) for axis in axes]

@@ -51,16 +51,38 @@ def choose(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batche
 
     batches: of the whole job. Raises PerfuseError when the network answers by no backend.
     """
-    key = storage.digest_json([bundle.seen_digest(), device])[:16]
-    group = volumes.open_group(scan.url, "r+").require_group(f"perfuse/backends/{key}")
-    if "choice" in group.attrs:
-        choice = Choice.model_validate(group.attrs["choice"])
-        if choice.backend.startswith("eager") or why_not_compiled(device) is None:
-            return choice
+    there = _remembered(scan, bundle, device)
+    if there is not None:
+        return there
     choice = _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, batches)
-    group.attrs["choice"] = choice.model_dump(mode="json")
+    remember(scan, bundle, device, choice)
     say(f"{bundle.uri or 'this model'} on {device}: {choice}")
     return choice
+
+
+def foreseen(scan: Scan, bundle: Bundle, threshold: Threshold, device: str) -> Choice:
+    """What was chosen before, else the usual backend, measured; nothing is compiled or remembered."""
+    there = _remembered(scan, bundle, device)
+    return there or _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, 0)
+
+
+def remember(scan: Scan, bundle: Bundle, device: str, choice: Choice) -> None:
+    """From now on a member answers on a scan by this backend."""
+    group = volumes.open_group(scan.url, "r+").require_group(_place(bundle, device))
+    group.attrs["choice"] = choice.model_dump(mode="json")
+
+
+def _remembered(scan: Scan, bundle: Bundle, device: str) -> Choice | None:
+    """Unless it cannot be done here."""
+    group = scan.group.get(_place(bundle, device))
+    if group is None or "choice" not in group.attrs:
+        return None
+    choice = Choice.model_validate(group.attrs["choice"])
+    return choice if choice.backend.startswith("eager") or why_not_compiled(device) is None else None
+
+
+def _place(bundle: Bundle, device: str) -> str:
+    return f"perfuse/backends/{storage.digest_json([bundle.seen_digest(), device])[:16]}"
 
 
 def _images(scan: Scan, forward: Forward) -> Images:

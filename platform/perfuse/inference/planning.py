@@ -54,7 +54,7 @@ def _plan(scan: Scan, forward: Forward, roi: Box | None) -> PredictionPlan:
     seen = [move_axis(grid.shape_zyx, axis) for axis in axes]
     pictures = sum(d * _along(h, forward) * _along(w, forward) for d, h, w in seen)
     wanted = pictures if region.everywhere else sum(_needed(region, forward, axis) for axis in axes)
-    views = len(GROUPS[forward.turns]) * len(forward.scales)
+    views = _views(forward)
     output = Box.whole(scan.shape_zyx) if roi is None else roi
     voxels = (region.interest or Box.whole(grid.shape_zyx)).size
     shard = volumes.shard_shape(scan.shape_zyx)
@@ -68,6 +68,15 @@ def _plan(scan: Scan, forward: Forward, roi: Box | None) -> PredictionPlan:
         output_bytes=output.size * classes,
         peak_bytes=max(_slab_bytes(w, h, forward) for _, h, w in seen),
     )
+
+
+def batches(scan: Scan, forward: Forward, roi: Box | None = None) -> int:
+    """How often a network answers, `PLANES` planes of a tile in all views at a time."""
+    return _plan(scan, forward, roi).tiles // (PLANES * _views(forward))
+
+
+def _views(forward: Forward) -> int:
+    return len(GROUPS[forward.turns]) * len(forward.scales)
 
 
 def slabs(region: Region, axis: int) -> list[tuple[int, tuple[int, int]]]:

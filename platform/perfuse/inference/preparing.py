@@ -7,9 +7,8 @@ from perfuse.contract import Fusion, of_class
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
 from perfuse.inference.choosing import choose
-from perfuse.inference.planning import PredictionPlan, plan
+from perfuse.inference.planning import PredictionPlan, batches, plan
 from perfuse.inference.prediction import Member, Prediction
-from perfuse.inference.slab import PLANES
 from perfuse.labels import check_output
 from perfuse.models import best_device
 
@@ -50,7 +49,7 @@ def prepare(
 
 def _member(scan: Scan, model: Model, bundle: Bundle, device: str, roi: Box | None) -> Member:
     forward = bundle.contract.forward
-    choice = choose(scan, bundle, model.threshold, device, plan(scan, forward, roi=roi).tiles // PLANES)
+    choice = choose(scan, bundle, model.threshold, device, batches(scan, forward, roi))
     voxels = [scan.info.digest, *scan.organ_identity, *([] if roi is None else [roi.start, roi.stop])]
     return Member(
         key=storage.digest_json([*voxels, bundle.forward_digest(), choice.backend, device]),

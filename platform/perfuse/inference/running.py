@@ -1,9 +1,12 @@
 """Networks made ready to answer by a backend."""
 
+import socket
+
 import torch
 from torch import Tensor, nn
 
-from perfuse.inference.backends import Backend
+from perfuse.errors import PerfuseError
+from perfuse.inference.backends import Backend, why_not_compiled
 from perfuse.models.folding import folded
 from perfuse.models.panels import Panels
 
@@ -27,13 +30,19 @@ def network_on(network: nn.Module, backend: Backend, device: str) -> nn.Module:
     """A copy of a network, ready to answer: float32[n, planes, h, w] → float32[n, classes · targets, h, w].
 
     Its batch normalisations are folded, and it is compiled at its first answer where the backend says so, for that shape.
-    What stands around the network, as standardisation and scaling, is never compiled and stays in float32.
+    What stands around the network, as standardisation and scaling, is never compiled and stays in float32. Raises
+    PerfuseError on a machine that cannot compile, where the driver's could.
     """
     way, precision = backend.split("-")
     numbers = NUMBERS[precision]
     inner = network.network if isinstance(network, Panels) else network
     made: nn.Module = folded(inner).to(device, numbers, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if way == "compiled":
+        lacking = why_not_compiled(device)
+        if lacking is not None:
+            raise PerfuseError(
+                f"{socket.gethostname()} cannot compile a network, as the job's {backend} asks: {lacking}."
+            )
         made.compile(dynamic=False)
     ready = InNumbers(made, numbers)
     return Panels(ready, network.settings) if isinstance(network, Panels) else ready

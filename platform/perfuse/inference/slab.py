@@ -99,7 +99,8 @@ def rows_of_logits(
         bottom = starts[number + 1] if number + 1 < len(starts) else height
         done = min(bottom, height) - top
         yield top, band.finished(done)[..., :width]
-        band.roll(done)
+        if bottom < height:
+            band.roll(done)
 
 
 def boxes_read(

@@ -14,18 +14,19 @@ class BundleModel(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         """Build the network and load its weights."""
         from perfuse.bundle import Bundle
+        from perfuse.inference import engine_of
         from perfuse.models import build
 
         self.bundle = Bundle.load(Path(context.artifacts["bundle"]))
-        self.network = build(self.bundle.contract.forward.network)
-        self.network.load_state_dict(self.bundle.weights)
-        self.network.eval()
+        network = build(self.bundle.contract.forward.network)
+        network.load_state_dict(self.bundle.weights)
+        self.engine = engine_of(network, self.bundle.contract.forward)
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:  # noqa: ARG002 - the hint that MLflow takes for an array
         """Probability of each voxel, the axes of the contract fused."""
         from perfuse.inference import probability_of_array
 
-        answer = probability_of_array(self.network, self.bundle.contract.forward, np.asarray(model_input))
+        answer = probability_of_array(self.engine, self.bundle.contract.forward, np.asarray(model_input))
         return answer if len(answer) > 1 else answer[0]
 
 

@@ -12,8 +12,10 @@ import torch
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Network
 from perfuse.inference import scratch
+from perfuse.inference.grid import Grid
 from perfuse.inference.pipeline import Slab, finished
-from perfuse.inference.prediction import plan
+from perfuse.inference.planning import plan
+from perfuse.inference.region import Region
 from perfuse.inference.scratch import SLAB, Scratch
 from perfuse.inference.slab import Engine
 from perfuse.parallel import in_order
@@ -46,9 +48,13 @@ def scan(tmp_path: Any, make_scan: Any, tubes: Any, monkeypatch: pytest.MonkeyPa
 
 
 def slabs(scan: Scan, forward: Forward = FORWARD, key: str = "key") -> list[Slab]:
-    logits = Scratch(scan.url, "perfuse/scratch/test", 0, key)
+    logits = Scratch(scan.url, "perfuse/scratch/test", 0, key, scan.shape_zyx)
     depth = scan.shape_zyx[0]
     return [Slab({"task": n}, logits, n, (a, min(a + SLAB, depth))) for n, a in enumerate(range(0, depth, SLAB))]
+
+
+def everywhere(scan: Scan) -> Region:
+    return Region.of(Grid.of(scan, FORWARD), FORWARD, None)
 
 
 def engine(network: torch.nn.Module, forward: Forward = FORWARD) -> Engine:
@@ -83,7 +89,7 @@ def test_all_three_go_on_at_once(scan: Scan, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Scan, "read_image", noting)
     monkeypatch.setattr(Scratch, "write", waiting)
-    assert [row["task"] for row in finished(scan, slabs(scan), engine(Same(before)))] == [0, 1]
+    assert [row["task"] for row in finished(everywhere(scan), slabs(scan), engine(Same(before)))] == [0, 1]
     assert slabs(scan)[0].scratch.intact() == {0, 1}
 
 
@@ -110,11 +116,11 @@ def test_what_fails_ends_all(scan: Scan, monkeypatch: pytest.MonkeyPatch, where:
     monkeypatch.setattr(Scan, "read_image", failing("read"))
     monkeypatch.setattr(Scratch, "write", failing("write"))
     with pytest.raises(error, match="no more"):
-        list(finished(scan, slabs(scan), engine(Same(before))))
+        list(finished(everywhere(scan), slabs(scan), engine(Same(before))))
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("in-order")]
     assert slabs(scan)[0].scratch.intact() <= {0}
     left = [s for s in slabs(scan) if s.task not in s.scratch.intact()]
-    assert [row["task"] for row in finished(scan, left, engine(Same()))] == [s.task for s in left]
+    assert [row["task"] for row in finished(everywhere(scan), left, engine(Same()))] == [s.task for s in left]
     assert slabs(scan)[0].scratch.intact() == {0, 1}
 
 
@@ -125,9 +131,9 @@ def test_memory_is_within_the_plan(tmp_path: Any, make_scan: Any) -> None:
     image = np.random.default_rng(0).integers(0, 60_000, shape).astype(np.uint16)
     scan = make_scan(tmp_path, "large", image, {})
     del image
-    list(finished(scan, slabs(scan)[:1], engine(Same(), forward)))
+    list(finished(everywhere(scan), slabs(scan)[:1], engine(Same(), forward)))
     tracemalloc.start()
-    list(finished(scan, slabs(scan, key="other"), engine(Same(), forward)))
+    list(finished(everywhere(scan), slabs(scan, key="other"), engine(Same(), forward)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.4 * plan(scan, forward).peak_bytes < peak < plan(scan, forward).peak_bytes

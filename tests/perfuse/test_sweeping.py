@@ -162,3 +162,14 @@ def test_a_preview_sees_a_coarser_level(scan: Scan) -> None:
     assert info.lineage["resample_um"] == [model.contract.forward.resample_um]
     with pytest.raises(PlanError, match="coarser levels 1 to"):
         previewed(bundle(0), scan, 9)
+
+
+def test_members_of_unlike_scale_are_told_of(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    loud, quiet = bundle(0, 8.0), bundle(0)
+    predict_local(scan.url, Ensemble((loud, bundle(1)), 128), "soft", keep_scratch=True)
+    assert "differ in scale" in capsys.readouterr().err
+    for fusion in (Fusion(temperatures=(8, 1)), Fusion(average="probability")):
+        predict_local(scan.url, Ensemble((loud, bundle(1)), 128, fusion), "soft", keep_scratch=True)
+        assert "differ in scale" not in capsys.readouterr().err
+    predict_local(scan.url, Ensemble((quiet, bundle(1)), 128), "soft")
+    assert "differ in scale" not in capsys.readouterr().err

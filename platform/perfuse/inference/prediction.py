@@ -17,11 +17,12 @@ import numpy.typing as npt
 from perfuse import storage
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
+from perfuse.console import say
 from perfuse.contract import Forward, Frozen, Fusion, of_class, read_by
-from perfuse.geometry import Box, Index3
+from perfuse.geometry import Box, Index3, index3
 from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
-from perfuse.inference.logits import Seen, fuse
+from perfuse.inference.logits import ONE, Seen, fuse
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
@@ -32,6 +33,10 @@ from perfuse.upkeep import refresh
 
 SCRATCH = "perfuse/scratch"
 """The group of all members' logits, relative to the scan."""
+
+
+UNLIKE = 3
+"""Logits of members that are so many times as large as others' are told of."""
 
 
 class Member(Frozen):
@@ -154,11 +159,32 @@ class Prediction(Frozen):
 
     def finish(self, model: Model, *, keep_scratch: bool = False) -> tuple[LabelInfo, ...]:
         """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept."""
+        self._compare_scales(model)
         infos = tuple(self._finish(model, number) for number in range(len(self.outputs)))
         for member in self.members if not keep_scratch else ():
             storage.remove_tree(storage.join(self.scan_url, member.scratch))
         refresh(self.scan_url)
         return infos
+
+    def _compare_scales(self, model: Model) -> None:
+        """Say so when the members' logits, in the middle of what is predicted, are of so different a scale that some hardly count."""
+        if len(self.members) == 1 or self.answers(self.fusion).average == "probability":
+            return
+        scan = Scan.open(self.scan_url)
+        whole = self._box or Box.whole(scan.shape_zyx)
+        middle = index3([(a + b) // 2 for a, b in zip(whole.start, whole.stop, strict=True)])
+        box = Box(middle, middle).grown((32, 32, 32)).intersect(whole)
+        temperatures = self.fusion.temperatures or (1.0,) * len(self.members)
+        seen = [
+            self.seen(scan, number, box).as_("logit", temperature) for number, temperature in enumerate(temperatures)
+        ]
+        scales = [float(np.sqrt(np.mean(np.square(s.total / (s.weight * ONE))))) for s in seen]
+        if max(scales) > UNLIKE * min(scales):
+            told = ", ".join(f"{bundle.uri} {scale:.2g}" for bundle, scale in zip(model.members, scales, strict=True))
+            say(
+                f"The models' logits differ in scale (root mean square: {told}), so the surest outweighs the others. Give a "
+                "--temperature for each, or say --average probability."
+            )
 
     def _finish(self, model: Model, class_number: int) -> LabelInfo:
         made_by = self.made_by(model, class_number)

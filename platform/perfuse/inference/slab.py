@@ -122,21 +122,14 @@ class _Band:
     def __init__(
         self, engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed | None
     ) -> None:
-        self.engine, self.read, self.shape, self.axis, self.planes, self.needed = (
-            engine,
-            read,
-            shape_zyx,
-            axis,
-            planes,
-            needed,
-        )
+        self.engine, self.read, self.needed = engine, read, needed
+        self.shape, self.axis, self.planes = shape_zyx, axis, planes
         forward = engine.forward
         self.tile, self.largest = forward.tile, forward.window == "max"
         self.pixels = window(forward.window, self.tile)
         self.background = BACKGROUND[forward.blend]
         _, _, width = move_axis(shape_zyx, axis)
-        self.lefts = tile_starts(width, self.tile, forward.stride)
-        columns = max(width, self.tile + self.lefts[-1])
+        columns = max(width, self.tile + tile_starts(width, self.tile, forward.stride)[-1])
         depth, runs_of_planes = planes[1] - planes[0], -(-(planes[1] - planes[0]) // PLANES)
         self.empty = self.background if self.largest else 0
         shape = (len(forward.network.class_names), depth, self.tile, columns)

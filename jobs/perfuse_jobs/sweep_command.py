@@ -1,6 +1,5 @@
 """The verb sweep."""
 
-from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,15 +40,14 @@ def sweep(
     """
     from perfuse.catalog import Scan
     from perfuse.console import print_json
-    from perfuse.inference.local import fill_local
     from perfuse.inference.options import seen_otherwise
     from perfuse.registry import load_model
     from perfuse.sweeping import sweep as run
-    from perfuse_jobs.predict import fill_ray
+    from perfuse_jobs.predict import filler
 
     check_local(local, workers)
     model = seen_otherwise(load_model(models), views or [])
-    fill = fill_local if local else partial(fill_ray, workers=workers)
+    fill = filler(workers, local=local)
     scans = [Scan.open(url) for url in scan_urls]
     sizes = (None, *(resample_um or []))
     number = _class(model, class_name)

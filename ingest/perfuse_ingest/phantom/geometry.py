@@ -133,7 +133,7 @@ def _blur(volume: Volume) -> Volume:
     return volume
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _fill_cones(cones: NDArray[np.float64], z_begin: int, depth: Volume, radius: Volume) -> None:
     """For each voxel the cone that it lies deepest in: that depth, and the radius there."""
     nz, ny, nx = depth.shape
@@ -161,7 +161,7 @@ def _fill_cones(cones: NDArray[np.float64], z_begin: int, depth: Volume, radius:
                         radius[z - z_begin, y, x] = here
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _mark_centrelines(cones: NDArray[np.float64], z_begin: int, truth: Mask) -> None:
     """Marks every voxel that an axis passes; steps of half a voxel at most leave no gap between 26-neighbours."""
     nz = truth.shape[0]

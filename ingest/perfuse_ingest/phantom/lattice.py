@@ -108,7 +108,7 @@ def _bspline_weights(t: float) -> tuple[float, float, float, float]:
 _weights = numba.njit(cache=True)(_bspline_weights)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _upsample(nodes: Plane, spacing: float, out: Plane) -> None:
     row = np.empty(nodes.shape[1], np.float32)
     for y in range(out.shape[0]):

@@ -66,7 +66,7 @@ def _directions(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * lengths)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _depth(
     z: float,
     y: float,
@@ -91,7 +91,7 @@ def _depth(
     return float((1 - reach - _BUMP * bumps - dent) * scale)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _depth_at(
     points: NDArray[np.float64],
     centre: NDArray[np.float64],
@@ -104,7 +104,7 @@ def _depth_at(
         out[i] = _depth(points[i, 0], points[i, 1], points[i, 2], centre, semi_axes, hilum, waves)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _depth_of_plane(
     z: int,
     centre: NDArray[np.float64],

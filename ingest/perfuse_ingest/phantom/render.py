@@ -86,7 +86,7 @@ def _ring_profile(seed: int, plane_shape: tuple[int, int]) -> Plane:
     return np.float32(levels.RING) * generator(seed, Stream.RINGS).standard_normal(radii, dtype=np.float32)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _add_rings(profile: Plane, grey: Plane) -> None:
     centre_y, centre_x = (grey.shape[0] - 1) / 2, (grey.shape[1] - 1) / 2
     for y in range(grey.shape[0]):
@@ -96,7 +96,7 @@ def _add_rings(profile: Plane, grey: Plane) -> None:
             grey[y, x] += profile[inner] + (away - inner) * (profile[inner + 1] - profile[inner])
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _draw_lumps(cells: NDArray[np.float32], z: int, spacing: float, depth: Plane, out: Plane) -> None:
     """Agar lumps and fluid outside of the organ; neighbours blend over a voxel or two, a few faces shine."""
     middle = z // spacing
@@ -127,7 +127,7 @@ def _draw_lumps(cells: NDArray[np.float32], z: int, spacing: float, depth: Plane
                 out[y, x] += levels.SLIVER * (1 - gap / 2)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _lump_level(kind: float, shade: float) -> float:
     if kind < _GAP_SHARE:
         return levels.FLUID

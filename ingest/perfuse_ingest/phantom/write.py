@@ -9,6 +9,7 @@ Until then images/ and labels/ hold a file `unfinished`, with which no stack is 
 
 import io
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,8 +21,9 @@ import tifffile
 
 from perfuse import storage
 from perfuse.errors import ShapeMismatchError, SourceError
+from perfuse.parallel import in_order
 from perfuse_ingest.mask_sources import MaskSource, open_masks
-from perfuse_ingest.phantom.geometry import Geometry, MaskGeometry, TreeGeometry
+from perfuse_ingest.phantom.geometry import Geometry, MaskGeometry, TreeGeometry, Vessels
 from perfuse_ingest.phantom.organ import Envelope
 from perfuse_ingest.phantom.render import Renderer
 from perfuse_ingest.phantom.tree import grow_tree
@@ -158,14 +160,19 @@ def _write_slices(
     planes = slab_planes or max(1, min(32, _SLAB_BYTES // (rows * columns * _BYTES_PER_VOXEL)))
     renderer = Renderer(request.shape_zyx, request.seed, envelope)
     vessel_voxels = organ_voxels = 0
+    threads = min(planes, os.cpu_count() or 1)
     for begin in range(0, depth, planes):
         vessels = geometry.slab(begin, min(begin + planes, depth))
         vessel_voxels += int(np.count_nonzero(vessels.truth))
-        for index, truth in enumerate(vessels.truth):
+
+        def write(index: int, begin: int = begin, vessels: Vessels = vessels) -> int:
             image, organ = renderer.slice(begin + index, vessels, index)
-            organ_voxels += organ
             folder.write_slice("images", begin + index, image)
-            folder.write_slice("labels", begin + index, truth.view(np.uint8) * np.uint8(255))
+            folder.write_slice("labels", begin + index, vessels.truth[index].view(np.uint8) * np.uint8(255))
+            return organ
+
+        for index, organ in enumerate(in_order(write, range(len(vessels.truth)), threads=threads)):
+            organ_voxels += organ
             if progress is not None:
                 progress(begin + index + 1, depth)
     return vessel_voxels, organ_voxels

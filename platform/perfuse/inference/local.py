@@ -25,8 +25,10 @@ def predict_local(
         if done is not None:
             return done
         fill_local(prediction, model)
-        for _ in in_order(prediction.run_fuse, prediction.shards_to_do()):
-            pass
+        rows = prediction.shards_to_do()
+        with progress(f"fuse {output}, shards", len(rows)) as advance:
+            for _ in in_order(prediction.run_fuse, rows):
+                advance()
         return prediction.finish(model, keep_scratch=keep_scratch)
 
 
@@ -36,6 +38,6 @@ def fill_local(prediction: Prediction, model: Model) -> None:
 
     worker = Worker(prediction, model, torch.get_num_threads())
     rows = prediction.slabs_to_do()
-    with progress("slabs", len(rows)) as advance:
+    with progress(f"predict {prediction.output}, slabs", len(rows)) as advance:
         for _ in attempts.all_of(worker, rows):
             advance()

@@ -15,7 +15,8 @@ from perfuse.catalog import LabelInfo
 from perfuse.console import progress
 from perfuse.geometry import Box
 from perfuse.inference import attempts
-from perfuse.inference.prediction import Member, Prediction, Worker
+from perfuse.inference.members import Member
+from perfuse.inference.prediction import Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.pseudolabels import Predict
 from perfuse_jobs.session import connect, needs_ray, quieten, refusal_in

@@ -20,6 +20,7 @@ from perfuse.counting import counted_mask, truth_mask
 from perfuse.errors import ContractError
 from perfuse.geometry import Box
 from perfuse.inference.logits import ONE, fuse
+from perfuse.inference.members import Sight
 from perfuse.inference.options import seen_otherwise
 from perfuse.inference.prediction import Prediction
 from perfuse.inference.preparing import prepare
@@ -108,12 +109,14 @@ def _counted(
 ) -> list[CurveCounts]:
     total = [CurveCounts()] * len(choices)
     for scan, prediction in zip(scans, predictions, strict=True):
+        sight = prediction.sight()
+        ways = [(choice, prediction.answers(fusion)) for choice, fusion in choices]
 
         def values(
-            box: Box, scan: Scan = scan, prediction: Prediction = prediction
+            box: Box, sight: Sight = sight, ways: Sequence[tuple[tuple[int, ...], Fusion]] = ways
         ) -> tuple[npt.NDArray[np.uint8], ...]:
-            seen = [prediction.seen(scan, number, box, class_number) for number in range(len(prediction.members))]
-            return tuple(fuse([seen[k] for k in choice], prediction.answers(fusion)) for choice, fusion in choices)
+            seen = list(sight.of(box, class_number))
+            return tuple(fuse([seen[k] for k in choice], fusion) for choice, fusion in ways)
 
         counts = scoring.curves(scan, truth, len(choices), values)
         total = [a + b for a, b in zip(total, counts, strict=True)]
@@ -149,13 +152,12 @@ def _sampled(
     scan: Scan, prediction: Prediction, truth: str, class_number: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Logits [voxels, members] and truth of voxels drawn at random among those that count, the same in every call."""
-    share = min(1.0, SAMPLED / Box.whole(scan.shape_zyx).size)
+    share, sight = min(1.0, SAMPLED / Box.whole(scan.shape_zyx).size), prediction.sight()
 
     def draw(box: Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         rng = np.random.default_rng(box.start)
         chosen = (rng.random(box.shape, np.float32) < share) & counted_mask(scan, truth, box)
-        seen = [prediction.seen(scan, number, box, class_number) for number in range(len(prediction.members))]
-        parts = [s.as_("logit") for s in seen]
+        parts = [seen.as_("logit") for seen in sight.of(box, class_number)]
         logits = [part.total[chosen] / (part.weight * ONE) for part in parts]
         return np.stack(logits, axis=1), truth_mask(scan, truth, box)[chosen]
 

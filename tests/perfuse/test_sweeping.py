@@ -16,8 +16,9 @@ from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
 from perfuse.inference import predict_local, prepare
 from perfuse.inference.local import fill_local
+from perfuse.inference.members import SCRATCH
 from perfuse.inference.options import box_of, fused_otherwise, previewed, seen_otherwise
-from perfuse.inference.prediction import SCRATCH, Worker
+from perfuse.inference.prediction import Worker
 from perfuse.models import build
 
 SHAPE = (70, 40, 50)

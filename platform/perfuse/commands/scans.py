@@ -145,7 +145,7 @@ def clean(scan_url: ScanUrl) -> int:
     from perfuse import storage
     from perfuse.catalog import Scan
     from perfuse.console import results
-    from perfuse.inference.prediction import SCRATCH
+    from perfuse.inference.members import SCRATCH
     from perfuse.locks import writing
 
     scan = Scan.open(scan_url)

@@ -12,54 +12,27 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from perfuse import storage
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.console import say
-from perfuse.contract import Forward, Frozen, Fusion, of_class, read_by
+from perfuse.contract import Frozen, Fusion, of_class, read_by
 from perfuse.geometry import Box, Index3, blocks, index3
-from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
-from perfuse.inference.logits import ONE, Seen, fuse
+from perfuse.inference.logits import ONE, fuse
+from perfuse.inference.members import Member, Sight
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
-from perfuse.inference.scratch import Scratch
 from perfuse.inference.slab import Engine
 from perfuse.labels import LabelWriter, writer_for
 from perfuse.upkeep import refresh
-
-SCRATCH = "perfuse/scratch"
-"""The group of all members' logits, relative to the scan."""
-
 
 AT_ONCE = (64, 64, 512)
 """Voxels of a shard that are fused at a time: whole chunks, far fewer than the shard has."""
 UNLIKE = 3
 """Logits of members that are so many times as large as others' are told of."""
-
-
-class Member(Frozen):
-    """One of the networks whose logits are averaged, on one scan."""
-
-    key: str
-    """Of what it says of the scan."""
-    seen_key: str
-    """Of what it sees along any one axis."""
-    forward: Forward
-    choice: Choice
-
-    @property
-    def scratch(self) -> str:
-        """The scratch group, relative to the scan."""
-        return f"{SCRATCH}/{self.seen_key[:16]}"
-
-    @property
-    def axes(self) -> list[int]:
-        """Along which it sees planes."""
-        return ["zyx".index(name) for name in self.forward.axes]
 
 
 class Prediction(Frozen):
@@ -96,10 +69,8 @@ class Prediction(Frozen):
 
     def slabs_to_do(self) -> list[dict[str, int]]:
         """Those whose logits are missing or torn."""
-        scan = Scan.open(self.scan_url)
-        seen = [(number, axis) for number, member in enumerate(self.members) for axis in member.axes]
-        intact = {(number, axis): self._scratch(scan, number, axis).intact() for number, axis in seen}
-        return [row for row in self.slabs() if row["task"] not in intact[row["member"], row["axis"]]]
+        intact = [{axis: scratch.intact() for axis, scratch in along.items()} for along in self.sight().scratches]
+        return [row for row in self.slabs() if row["task"] not in intact[row["member"]][row["axis"]]]
 
     def _region(self, scan: Scan, member: Member) -> Region:
         return Region.of(Grid.of(scan, member.forward), member.forward, self._box)
@@ -108,19 +79,16 @@ class Prediction(Frozen):
     def _box(self) -> Box | None:
         return None if self.roi is None else Box(*self.roi)
 
-    def _scratch(self, scan: Scan, number: int, axis: int) -> Scratch:
-        member = self.members[number]
-        shape = Grid.of(scan, member.forward).shape_zyx
-        return Scratch(scan.url, member.scratch, axis, member.seen_key, shape, self.class_names)
+    def sight(self) -> Sight:
+        """What its members saw of the scan, as far as it is there."""
+        return Sight(Scan.open(self.scan_url), self.members, self.class_names)
 
     def run_slabs(self, rows: list[dict[str, int]], engine: Engine) -> Iterator[dict[str, int]]:
         """Compute slabs of one member by its engine; each row when its logits are written and marked."""
-        scan = Scan.open(self.scan_url)
-        todo = [
-            Slab(row, self._scratch(scan, row["member"], row["axis"]), row["task"], (row["start"], row["stop"]))
-            for row in rows
-        ]
-        yield from finished(self._region(scan, self.members[rows[0]["member"]]), todo, engine)
+        number = rows[0]["member"]
+        along = self.sight().scratches[number]
+        todo = [Slab(row, along[row["axis"]], row["task"], (row["start"], row["stop"])) for row in rows]
+        yield from finished(self._region(Scan.open(self.scan_url), self.members[number]), todo, engine)
 
     def writer(self, class_number: int = 0) -> LabelWriter:
         """The writer of the soft label of a class."""
@@ -135,30 +103,17 @@ class Prediction(Frozen):
         writer = self.writer(row["class"])
         box = writer.tasks[row["task"]]
         inside = box if self._box is None else box.intersect(self._box)
+        sight, fusion = self.sight(), self.answers(self.fusion)
         block = np.zeros(box.shape, np.uint8)
         for part in blocks(inside.shape, AT_ONCE) if not inside.empty else ():
             band = part.shifted(inside.start)
-            block[band.relative_to(box.start).slices] = self.fused(band, row["class"])
+            block[band.relative_to(box.start).slices] = fuse(sight.of(band, row["class"]), fusion)
         writer.write(row["task"], block)
-
-    def fused(self, box: Box, class_number: int = 0) -> npt.NDArray[np.uint8]:
-        """Probability uint8[z, y, x] of a class in a box of the scan, from the members' logits, which must be there."""
-        scan = Scan.open(self.scan_url)
-        seen = (self.seen(scan, number, box, class_number) for number in range(len(self.members)))
-        return fuse(seen, self.answers(self.fusion))
 
     def answers(self, fusion: Fusion) -> Fusion:
         """A fusion that says what is averaged: what all members blend in, if it is one, else logits."""
         blends = {member.forward.blend for member in self.members}
         return fusion.changed(average=fusion.average or (blends.pop() if len(blends) == 1 else "logit"))
-
-    def seen(self, scan: Scan, number: int, box: Box, class_number: int = 0) -> Seen:
-        """What a member saw of a class in a box of the scan."""
-        member = self.members[number]
-        grid = Grid.of(scan, member.forward)
-        scratches = (self._scratch(scan, number, axis) for axis in member.axes)
-        axes = (grid.back(lambda b, s=s: s.read(b, class_number), box) for s in scratches)  # type: ignore[misc]
-        return Seen.of(member.forward, axes)
 
     def finish(self, model: Model, *, keep_scratch: bool = False) -> tuple[LabelInfo, ...]:
         """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept."""
@@ -173,14 +128,11 @@ class Prediction(Frozen):
         """Say so when the members' logits, in the middle of what is predicted, are of so different a scale that some hardly count."""
         if len(self.members) == 1 or self.answers(self.fusion).average == "probability":
             return
-        scan = Scan.open(self.scan_url)
-        whole = self._box or Box.whole(scan.shape_zyx)
+        whole = self._box or Box.whole(Scan.open(self.scan_url).shape_zyx)
         middle = index3([(a + b) // 2 for a, b in zip(whole.start, whole.stop, strict=True)])
         box = Box(middle, middle).grown((32, 32, 32)).intersect(whole)
         temperatures = self.fusion.temperatures or (1.0,) * len(self.members)
-        seen = [
-            self.seen(scan, number, box).as_("logit", temperature) for number, temperature in enumerate(temperatures)
-        ]
+        seen = [s.as_("logit", t) for s, t in zip(self.sight().of(box), temperatures, strict=True)]
         scales = [float(np.sqrt(np.mean(np.square(s.total / (s.weight * ONE))))) for s in seen]
         if max(scales) > UNLIKE * min(scales):
             told = ", ".join(f"{bundle.uri} {scale:.2g}" for bundle, scale in zip(model.members, scales, strict=True))

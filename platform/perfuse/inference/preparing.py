@@ -7,8 +7,9 @@ from perfuse.contract import Fusion, of_class
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
 from perfuse.inference.choosing import choose
+from perfuse.inference.members import Member
 from perfuse.inference.planning import PredictionPlan, batches, plan
-from perfuse.inference.prediction import Member, Prediction
+from perfuse.inference.prediction import Prediction
 from perfuse.labels import check_output
 from perfuse.models import best_device
 

@@ -36,8 +36,9 @@ from perfuse.contract import Contract, Forward, Network
 from perfuse.geometry import Box
 from perfuse.inference import choosing, predict_local, prediction
 from perfuse.inference.backends import Backend, why_not_compiled
+from perfuse.inference.engine import Engine
 from perfuse.inference.running import network_on
-from perfuse.inference.slab import PLANES, Engine, middle_batch
+from perfuse.inference.slab import PLANES, middle_batch
 from perfuse.inference.trial import Task, trial_elsewhere
 from perfuse.models import build
 from perfuse.normalisation import bounds, normalise

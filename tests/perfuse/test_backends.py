@@ -15,10 +15,11 @@ from perfuse.catalog import ModelRef, Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PerfuseError
 from perfuse.inference import backends, choosing, predict_local, prepare, trial
+from perfuse.inference.engine import Engine
 from perfuse.inference.estimate import estimate
 from perfuse.inference.logits import ONE
 from perfuse.inference.prediction import plan
-from perfuse.inference.slab import PLANES, Engine
+from perfuse.inference.slab import PLANES
 from perfuse.models import build
 from perfuse.models.folding import folded
 

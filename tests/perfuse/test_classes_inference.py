@@ -15,10 +15,11 @@ from perfuse.contract import Contract, Decision, Forward, Network
 from perfuse.errors import RegistryError
 from perfuse.geometry import Box
 from perfuse.inference import plan, predict_local, prepare, probability, probability_of_array
+from perfuse.inference.engine import Engine
 from perfuse.inference.logits import Seen, fuse
 from perfuse.inference.prediction import Worker
 from perfuse.inference.scratch import SLAB
-from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.inference.slab import PLANES, rows_of_logits
 from perfuse.models import build
 from perfuse.models.panels import Panels
 from perfuse.normalisation import bounds, normalise

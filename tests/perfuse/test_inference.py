@@ -16,10 +16,11 @@ from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
 from perfuse.inference import plan, predict_local, prepare, probability, probability_of_array
+from perfuse.inference.engine import Engine
 from perfuse.inference.logits import LIMIT, ONE, Seen, divide, fuse, window
 from perfuse.inference.prediction import Worker
 from perfuse.inference.scratch import SLAB
-from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.inference.slab import PLANES, rows_of_logits
 from perfuse.models import build
 from perfuse.normalisation import bounds, normalise
 
@@ -67,17 +68,21 @@ def test_each_voxel_comes_from_its_own_place(shape, axis, blend, seed):
 @pytest.mark.parametrize("backend", ["eager-fp32", "eager-bf16"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_bits_do_not_depend_on_slabs_or_threads(backend, axis):
+    """Nor on the threads that torch has been given for other work, which it has again afterwards."""
     values = np.random.default_rng(1).random((40, 72, 80), np.float32)
     torch.manual_seed(0)
-    engine = Engine.of(build(TINY), forward(), "cpu", backend)
+    network, depth = build(TINY), values.shape[axis]
+    cuts = [(a, min(a + 3 * PLANES, depth)) for a in range(0, depth, 3 * PLANES)]
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        depth = values.shape[axis]
-        whole = slab(engine, values, axis, (0, depth))
         torch.set_num_threads(1)
-        cuts = [(a, min(a + 3 * PLANES, depth)) for a in range(0, depth, 3 * PLANES)]
-        np.testing.assert_array_equal(np.concatenate([slab(engine, values, axis, cut) for cut in cuts]), whole)
+        whole = slab(Engine.of(network, forward(), "cpu", backend, 1), values, axis, (0, depth))
+        torch.set_num_threads(2)
+        for threads in (1, 3):
+            engine = Engine.of(network, forward(), "cpu", backend, threads)
+            assert engine.streams == threads
+            np.testing.assert_array_equal(np.concatenate([slab(engine, values, axis, cut) for cut in cuts]), whole)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 

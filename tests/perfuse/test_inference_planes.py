@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from perfuse.contract import Forward, Network
 from perfuse.inference import probability_of_array
+from perfuse.inference.engine import Engine
 from perfuse.inference.logits import LIMIT, ONE, divide, window
-from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.inference.slab import PLANES, rows_of_logits
 from perfuse.models import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

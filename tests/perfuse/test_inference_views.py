@@ -19,10 +19,11 @@ from perfuse.contract import Contract, Forward, Fusion, Network
 from perfuse.errors import PlanError
 from perfuse.geometry import Box
 from perfuse.inference import plan, predict_local, prepare, probability
+from perfuse.inference.engine import Engine
 from perfuse.inference.grid import Grid, resized
 from perfuse.inference.logits import LIMIT, ONE, P_ONE, Seen, fuse, window
 from perfuse.inference.prediction import Worker
-from perfuse.inference.slab import PLANES, Engine, rows_of_logits
+from perfuse.inference.slab import PLANES, rows_of_logits
 from perfuse.inference.views import GROUPS, turned, turned_back
 from perfuse.models import build
 

@@ -10,8 +10,8 @@ import torch
 from perfuse import scoring
 from perfuse.bundle import Bundle
 from perfuse.contract import Contract, Forward, Network
+from perfuse.inference.engine import Engine
 from perfuse.inference.preparing import prepare
-from perfuse.inference.slab import Engine
 from perfuse.models import build
 
 SHAPES = ((64, 64, 64), (768, 64, 64), (3072, 64, 64))

@@ -12,12 +12,12 @@ import torch
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Network
 from perfuse.inference import scratch
+from perfuse.inference.engine import Engine
 from perfuse.inference.grid import Grid
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan
 from perfuse.inference.region import Region
 from perfuse.inference.scratch import SLAB, Scratch
-from perfuse.inference.slab import Engine
 from perfuse.parallel import in_order
 
 FORWARD = Forward(network=Network(), voxel_size_um=(10, 100), tile=32, overlap=0, axes=("z",))

@@ -82,7 +82,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_predict import bundle
 from perfuse.inference import predict_local
-from perfuse.inference.slab import Engine
+from perfuse.inference.engine import Engine
 import time
 plain = Engine.logits
 Engine.logits = lambda self, images: (time.sleep(0.02), plain(self, images))[1]

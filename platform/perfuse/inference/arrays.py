@@ -10,9 +10,10 @@ from perfuse.catalog import Scan
 from perfuse.contract import Forward
 from perfuse.geometry import AXES, Box, Index3, index3, move_axis
 from perfuse.inference.backends import usual
+from perfuse.inference.engine import Engine
 from perfuse.inference.grid import resized, shape_at
 from perfuse.inference.logits import Logits, Seen, fuse
-from perfuse.inference.slab import Engine, Read, rows_of_logits
+from perfuse.inference.slab import Read, rows_of_logits
 from perfuse.models import best_device
 from perfuse.normalisation import bounds, bounds_of, normalise
 

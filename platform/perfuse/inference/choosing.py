@@ -13,9 +13,10 @@ from perfuse.console import say
 from perfuse.contract import Blend, Forward, Frozen, Threshold, read_by
 from perfuse.errors import PerfuseError
 from perfuse.inference.backends import Backend, compiled, eager_backends, usual, why_not_compiled
+from perfuse.inference.engine import Engine, Fixed, Images
 from perfuse.inference.logits import ONE, P_ONE, Seen, fuse
-from perfuse.inference.slab import Engine, middle_batch
-from perfuse.inference.trial import Fixed, Images, Seconds, Task, trial, trial_elsewhere
+from perfuse.inference.slab import middle_batch
+from perfuse.inference.trial import Seconds, Task, trial, trial_elsewhere
 from perfuse.normalisation import bounds, normalise
 
 FEW = 300

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.geometry import Box
+from perfuse.inference.engine import Engine
 from perfuse.inference.logits import Logits
 from perfuse.inference.region import Region
 from perfuse.inference.scratch import Scratch
-from perfuse.inference.slab import Engine, Needed, boxes_read, rows_of_logits
+from perfuse.inference.slab import Needed, boxes_read, rows_of_logits
 from perfuse.normalisation import bounds, normalise
 from perfuse.parallel import in_order
 

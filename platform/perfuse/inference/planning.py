@@ -1,5 +1,6 @@
 """What a prediction will take: pure functions of shapes that answer bytes and tasks before it begins."""
 
+import os
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ from perfuse import volumes
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Frozen
 from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs, tile_starts
+from perfuse.inference.engine import MOST_STREAMS
 from perfuse.inference.grid import Grid
 from perfuse.inference.pipeline import WRITERS
 from perfuse.inference.region import Region, tiles
@@ -110,7 +112,10 @@ def _slab_bytes(width: int, height: int, forward: Forward) -> int:
     network = forward.network
     reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
     band = (SLAB + 2 * PLANES + reach) * forward.tile * columns
-    reading = band * ((2 + 4 + 4) + 4 + (4 + 4))  # what is being read, what waits, what is in use
+    reading = band * ((2 + 4 + 4) + 4 + (4 + 4 + 4))  # what is being read, what waits, two rows of tiles in use
+    streams = 2 * min(MOST_STREAMS, os.cpu_count() or 1)  # whose answers wait, and those under way
+    pictures = len(network.shown) + 2 * len(network.class_names) * len(network.targets)
+    computing = streams * PLANES * pictures * forward.tile**2 * 4
     adding = 2 * SLAB * forward.tile * columns * 4
     gathering = SLAB * ((2 + WRITERS) * min(BAND, height) + forward.tile) * width * 2
-    return reading + len(network.class_names) * (adding + gathering)
+    return reading + computing + len(network.class_names) * (adding + gathering)

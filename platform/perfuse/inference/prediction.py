@@ -19,13 +19,13 @@ from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.console import say
 from perfuse.contract import Frozen, Fusion, of_class, read_by
 from perfuse.geometry import Box, Index3, blocks, index3
+from perfuse.inference.engine import Engine
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import ONE, fuse
 from perfuse.inference.members import Member, Sight
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
-from perfuse.inference.slab import Engine
 from perfuse.labels import LabelWriter, writer_for
 from perfuse.upkeep import refresh
 
@@ -195,7 +195,7 @@ class Worker:
     prediction: Prediction
     model: Model
     threads: int
-    """Fixed by the driver."""
+    """Of the CPUs, which it may use."""
     _engines: dict[int, Engine] = field(default_factory=dict)
 
     def run(self, rows: Iterable[dict[str, int]]) -> Iterator[dict[str, int]]:
@@ -205,14 +205,13 @@ class Worker:
 
     def _engine(self, number: int) -> Engine:
         if number not in self._engines:
-            import torch
-
             from perfuse.models import build
 
-            torch.set_num_threads(self.threads)
             member = self.prediction.members[number]
             network = build(member.forward.network)
             network.load_state_dict(self.model.members[number].weights)
             self._engines.clear()
-            self._engines[number] = Engine.of(network, member.forward, self.prediction.device, member.choice.backend)
+            self._engines[number] = Engine.of(
+                network, member.forward, self.prediction.device, member.choice.backend, self.threads
+            )
         return self._engines[number]

@@ -16,21 +16,16 @@ Tiles that nobody needs are left out, `PLANES` planes at a time, again counted f
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from perfuse.contract import Forward, Network
-from perfuse.errors import ContractError
 from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
-from perfuse.inference import views
-from perfuse.inference.backends import Backend
+from perfuse.inference.engine import Engine, Fixed, Images
 from perfuse.inference.logits import BACKGROUND, Logits, divide, window
-
-if TYPE_CHECKING:
-    import torch
 
 PLANES = 8
 """Planes in a batch; slabs are multiples of it."""
@@ -38,43 +33,6 @@ PLANES = 8
 Read = Callable[[Box], npt.NDArray[np.float32]]
 Needed = Callable[[Box], bool]
 """Whether the network has to see what lies in a box of the volume."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A network that is ready to answer: on its device, by its backend."""
-
-    network: "torch.nn.Module"
-    forward: Forward
-    device: str
-    backend: Backend
-
-    @classmethod
-    def of(cls, network: "torch.nn.Module", forward: Forward, device: str, backend: Backend) -> "Engine":
-        """Of a copy of a network, which stays as it is."""
-        from perfuse.inference.running import network_on
-
-        return cls(network_on(network, backend, device), forward, device, backend)
-
-    def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-        """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views.
-
-        Raises ContractError where the network answers with something that is no number.
-        """
-        import torch
-
-        with torch.inference_mode():
-            batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-            return np.asarray(views.answer(self._numbers, batch, self.forward).cpu().numpy())
-
-    def _numbers(self, batch: "torch.Tensor") -> "torch.Tensor":
-        answer: torch.Tensor = self.network(batch)
-        if answer.isnan().any():
-            raise ContractError(
-                f"The network's logits are no numbers (NaN), computed by {self.backend}. Its weights do not suit that "
-                "precision, or are damaged: write precision: fp32 into its contract, or train it anew."
-            )
-        return answer
 
 
 def rows_of_logits(
@@ -93,14 +51,23 @@ def rows_of_logits(
     forward = engine.forward
     _, height, width = move_axis(shape_zyx, axis)
     starts = tile_starts(height, forward.tile, forward.stride)
-    band = _Band(engine, read, shape_zyx, axis, planes, needed)
-    for number, top in enumerate(starts):
-        band.add_row_of_tiles(top)
-        bottom = starts[number + 1] if number + 1 < len(starts) else height
-        done = min(bottom, height) - top
-        yield top, band.finished(done)[..., :width]
-        if bottom < height:
-            band.roll(done)
+    wanted = [_wanted(forward, shape_zyx, axis, planes, top, needed) for top in starts]
+    batches = (
+        batch
+        for top, tiles in zip(starts, wanted, strict=True)
+        if tiles
+        for batch in _batches(forward, read, shape_zyx, axis, planes, top, tiles)
+    )
+    band = _Band(forward, width, planes)
+    with closing(engine.all_logits(batches)) as answers:
+        for number, (top, tiles) in enumerate(zip(starts, wanted, strict=True)):
+            for left, runs in tiles.items():
+                band.add(left, runs, answers)
+            bottom = starts[number + 1] if number + 1 < len(starts) else height
+            done = min(bottom, height) - top
+            yield top, band.finished(done)[..., :width]
+            if bottom < height:
+                band.roll(done)
 
 
 def boxes_read(
@@ -116,19 +83,35 @@ def boxes_read(
     ]
 
 
+def _batches(
+    forward: Forward,
+    read: Read,
+    shape_zyx: Index3,
+    axis: int,
+    planes: tuple[int, int],
+    top: int,
+    tiles: dict[int, list[int]],
+) -> Iterator[Callable[[], Images]]:
+    """What the network is shown of the tiles that begin at a row, tile by tile, each at all `_places_of` it."""
+    network, tile = forward.network, forward.tile
+    first, _ = shown = _planes_shown(network, planes)
+    box = _box_read(shape_zyx, axis, shown, *_spans(tiles, top, tile))
+    pixels = _beyond(np.moveaxis(read(box), axis, 0), shown, shape_zyx[axis])
+    for left, runs in tiles.items():
+        at = left - min(tiles)
+        part = _pad_to(pixels[:, :, at : at + tile], tile)
+        for place in _places_of(network, planes, runs):
+            yield partial(_panels, part, [place - first + n for n in network.shown])
+
+
 class _Band:
     """The rows of a slab that tiles are being added to."""
 
-    def __init__(
-        self, engine: Engine, read: Read, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed | None
-    ) -> None:
-        self.engine, self.read, self.needed = engine, read, needed
-        self.shape, self.axis, self.planes = shape_zyx, axis, planes
-        forward = engine.forward
+    def __init__(self, forward: Forward, width: int, planes: tuple[int, int]) -> None:
+        self.network, self.planes = forward.network, planes
         self.tile, self.largest = forward.tile, forward.window == "max"
         self.pixels = window(forward.window, self.tile)
         self.background = BACKGROUND[forward.blend]
-        _, _, width = move_axis(shape_zyx, axis)
         columns = max(width, self.tile + tile_starts(width, self.tile, forward.stride)[-1])
         depth, runs_of_planes = planes[1] - planes[0], -(-(planes[1] - planes[0]) // PLANES)
         self.empty = self.background if self.largest else 0
@@ -136,41 +119,20 @@ class _Band:
         self.total = np.full(shape, self.empty, np.int32)
         self.weight = np.zeros((runs_of_planes, self.tile, columns), np.int32)
 
-    def add_row_of_tiles(self, top: int) -> None:
-        """Let the network see the tiles that begin at a row, and add what it answers."""
-        wanted = _wanted(self.engine.forward, self.shape, self.axis, self.planes, top, self.needed)
-        if not wanted:
-            return
-        places = _places(self.engine.forward.network, self.planes)
-        first, _ = shown = _planes_shown(self.engine.forward.network, self.planes)
-        box = _box_read(self.shape, self.axis, shown, *_spans(wanted, top, self.tile))
-        pixels = _beyond(np.moveaxis(self.read(box), self.axis, 0), shown, self.shape[self.axis])
-        for left, runs in wanted.items():
-            at = left - min(wanted)
-            part = _pad_to(pixels[:, :, at : at + self.tile], self.tile)
-            self._add(left, runs, self._summed(part, first, places, runs))
-
-    def _summed(
-        self, part: npt.NDArray[np.float32], first: int, places: range, runs: list[int]
-    ) -> npt.NDArray[np.int32]:
-        """[classes, planes, rows, columns] of a tile: the sum over the panels that show a plane."""
-        network = self.engine.forward.network
+    def add(self, left: int, runs: list[int], answers: Iterator[Fixed]) -> None:
+        """Add a tile that begins at a column: of each plane the sum over the panels that show it, whose answers come next."""
         classes, depth = self.total.shape[:2]
-        total = np.zeros((classes, depth, self.tile, self.tile), np.int32)
-        for place in places[::PLANES]:
-            lands = [(n, place + offset - self.planes[0]) for n, offset in enumerate(network.targets)]
-            if not any(at < PLANES * (run + 1) and at + PLANES > PLANES * run for _, at in lands for run in runs):
-                continue
-            answer = self.engine.logits(_panels(part, [place - first + n for n in network.shown]))
-            volumes = np.moveaxis(answer.reshape(PLANES, classes, -1, self.tile, self.tile), 0, 2)
-            for number, at in lands:
+        summed = np.zeros((classes, depth, self.tile, self.tile), np.int32)
+        for place in _places_of(self.network, self.planes, runs):
+            volumes = np.moveaxis(next(answers).reshape(PLANES, classes, -1, self.tile, self.tile), 0, 2)
+            for number, at in _lands(self.network, self.planes, place):
                 low, high = max(at, 0), min(at + PLANES, depth)
                 if low < high:
-                    total[:, low:high] += volumes[:, number, low - at : high - at]
-        return total
+                    summed[:, low:high] += volumes[:, number, low - at : high - at]
+        self._blend(left, runs, summed)
 
-    def _add(self, left: int, runs: list[int], summed: npt.NDArray[np.int32]) -> None:
-        count, across = len(self.engine.forward.network.targets), slice(left, left + self.tile)
+    def _blend(self, left: int, runs: list[int], summed: Fixed) -> None:
+        count, across = len(self.network.targets), slice(left, left + self.tile)
         for run in runs:
             planes = slice(PLANES * run, PLANES * (run + 1))
             there, part = self.total[:, planes, :, across], summed[:, planes]
@@ -202,6 +164,24 @@ def _places(network: Network, planes: tuple[int, int]) -> range:
     """Where the panels stand that show planes of a slab: whole batches, which may begin before the scan."""
     first, last = planes[0] - network.targets[-1], planes[1] - network.targets[0]
     return range(first // PLANES * PLANES, -(-last // PLANES) * PLANES)
+
+
+def _places_of(network: Network, planes: tuple[int, int], runs: list[int]) -> list[int]:
+    """Those batches of `_places` that show a plane of some runs of the slab."""
+    return [
+        place
+        for place in _places(network, planes)[::PLANES]
+        if any(
+            at < PLANES * (run + 1) and at + PLANES > PLANES * run
+            for _, at in _lands(network, planes, place)
+            for run in runs
+        )
+    ]
+
+
+def _lands(network: Network, planes: tuple[int, int], place: int) -> list[tuple[int, int]]:
+    """Number of each target of the panels of a batch, and which plane of the slab that of the first panel is."""
+    return [(number, place + offset - planes[0]) for number, offset in enumerate(network.targets)]
 
 
 def _planes_shown(network: Network, planes: tuple[int, int]) -> tuple[int, int]:
@@ -251,11 +231,11 @@ def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]
     return np.pad(part, missing, mode="symmetric") if any(after for _, after in missing) else part
 
 
-def _panels(part: npt.NDArray[np.float32], shown: list[int]) -> npt.NDArray[np.float32]:
+def _panels(part: Images, shown: list[int]) -> Images:
     return np.ascontiguousarray(np.stack([part[n : n + PLANES] for n in shown], axis=1))
 
 
-def middle_batch(forward: Forward, read: Read, shape_zyx: Index3) -> npt.NDArray[np.float32]:
+def middle_batch(forward: Forward, read: Read, shape_zyx: Index3) -> Images:
     """Images [PLANES, planes, tile, tile] that an engine is shown of the middle of a volume, along its first axis."""
     axis, network, tile = "zyx".index(forward.axes[0]), forward.network, forward.tile
     depth, *size = move_axis(shape_zyx, axis)

@@ -11,19 +11,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from perfuse.bundle import Bundle
 from perfuse.contract import Frozen
 from perfuse.inference.backends import Backend
-from perfuse.inference.slab import Engine
+from perfuse.inference.engine import Engine, Fixed, Images
 
 LONG = 2.0
 """Seconds from which on the first answer of an eager backend is measure enough: what it prepares no longer shows."""
 IMAGES, LOGITS, TASK, RESULT = "images.npy", "logits.npy", "task.json", "result.json"
-
-Images = npt.NDArray[np.float32]
-Fixed = npt.NDArray[np.int32]
 
 
 class Task(Frozen):
@@ -38,22 +34,23 @@ class Seconds(Frozen):
     """How long a backend took."""
 
     first: float
-    """For its first answer, with all that it prepared."""
+    """For its first answers, one of each stream, with all that it prepared."""
     batch: float
-    """For one from then on."""
+    """For each from then on, as many at once as there are streams."""
 
 
 def trial(engine: Engine, images: Images) -> tuple[Seconds, Fixed]:
     """How long an engine takes for a batch, and its answer."""
 
-    def seconds() -> float:
+    def answered() -> tuple[float, Fixed]:
         begin = time.perf_counter()
-        engine.logits(images)
-        return time.perf_counter() - begin
+        *_, answer = engine.all_logits([lambda: images] * engine.streams)
+        return time.perf_counter() - begin, answer
 
-    first = seconds()
+    first, answer = answered()
     done = first > LONG and engine.backend.startswith("eager")
-    return Seconds(first=first, batch=first if done else min(seconds(), seconds())), engine.logits(images)
+    taken = first if done else min(answered()[0], answered()[0])
+    return Seconds(first=first, batch=taken / engine.streams), answer
 
 
 def trial_elsewhere(bundle: Bundle, images: Images, task: Task, limit: float) -> tuple[Seconds, Fixed] | str:
@@ -85,16 +82,13 @@ def trial_elsewhere(bundle: Bundle, images: Images, task: Task, limit: float) ->
 
 def main(folder: Path) -> None:
     """Do the task of a folder, and leave the result there."""
-    import torch
-
     from perfuse.models import build
 
     task = Task.model_validate_json((folder / TASK).read_text())
-    torch.set_num_threads(task.threads)
     bundle = Bundle.load(folder)
     network = build(bundle.contract.forward.network)
     network.load_state_dict(bundle.weights)
-    engine = Engine.of(network, bundle.contract.forward, task.device, task.backend)
+    engine = Engine.of(network, bundle.contract.forward, task.device, task.backend, task.threads)
     seconds, logits = trial(engine, np.load(folder / IMAGES))
     np.save(folder / LOGITS, logits)
     (folder / RESULT).write_text(seconds.model_dump_json())

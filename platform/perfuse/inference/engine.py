@@ -1,0 +1,91 @@
+"""A network that answers batches of pictures, several at once.
+
+On CPUs one core computes a batch, while others compute other batches: its bits do not depend on how many cores there are, and
+no core waits for another within a layer.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.contract import Forward
+from perfuse.errors import ContractError
+from perfuse.inference import views
+from perfuse.inference.backends import Backend
+from perfuse.parallel import in_order
+
+if TYPE_CHECKING:
+    import torch
+
+Images = npt.NDArray[np.float32]
+Fixed = npt.NDArray[np.int32]
+
+MOST_STREAMS = 8
+"""Batches that a process computes at once, at most, for each holds a network's activations. More cores take more processes."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network that is ready to answer: on its device, by its backend."""
+
+    network: "torch.nn.Module"
+    forward: Forward
+    device: str
+    backend: Backend
+    streams: int = 1
+    """Batches that are computed at once."""
+
+    @classmethod
+    def of(
+        cls, network: "torch.nn.Module", forward: Forward, device: str, backend: Backend, threads: int | None = None
+    ) -> "Engine":
+        """Of a copy of a network, which stays as it is. threads: of the CPUs, which it may use; None: as many as torch does."""
+        import torch
+
+        from perfuse.inference.running import network_on
+
+        streams = min(threads or torch.get_num_threads(), MOST_STREAMS) if device == "cpu" else 1
+        return cls(network_on(network, backend, device), forward, device, backend, streams)
+
+    def all_logits(self, batches: Iterable[Callable[[], Images]]) -> Generator[Fixed]:
+        """`logits` of batches in their order, `streams` at once; each is made by whoever computes it."""
+        with _one_thread_a_batch(self.device):
+            yield from in_order(lambda made: self.logits(made()), batches, threads=self.streams, waiting=self.streams)
+
+    def logits(self, images: Images) -> Fixed:
+        """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views.
+
+        Raises ContractError where the network answers with something that is no number.
+        """
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
+            return np.asarray(views.answer(self._numbers, batch, self.forward).cpu().numpy())
+
+    def _numbers(self, batch: "torch.Tensor") -> "torch.Tensor":
+        answer: torch.Tensor = self.network(batch)
+        if answer.isnan().any():
+            raise ContractError(
+                f"The network's logits are no numbers (NaN), computed by {self.backend}. Its weights do not suit that "
+                "precision, or are damaged: write precision: fp32 into its contract, or train it anew."
+            )
+        return answer
+
+
+@contextmanager
+def _one_thread_a_batch(device: str) -> Iterator[None]:
+    """Threads that begin here have torch compute on one core; other devices are not concerned."""
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from perfuse.inference.members import Member
 from perfuse.inference.prediction import Prediction, Worker
 from perfuse.inference.preparing import already_done, prepare
 from perfuse.pseudolabels import Predict
-from perfuse_jobs.session import connect, needs_ray, quieten, refusal_in
+from perfuse_jobs.session import connect, needs_ray, nodes, quieten, refusal_in
 from perfuse_jobs.workers import ONE, Workers
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, worke
 
     for member, bundle in zip(prediction.members, model.members, strict=True):
         _lay_out(bundle, _bundle_url(prediction, member))
-    settings = {"prediction": prediction.model_dump_json(), "threads": max(1, (os.cpu_count() or 1) // workers.most)}
+    settings = {"prediction": prediction.model_dump_json(), "neighbours": -(-workers.most // nodes())}
     gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
     pool = ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most)
     return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, compute=pool, **gpu)
@@ -132,9 +132,11 @@ def _laid_out(url: str) -> Bundle:
 class SlabActor:
     """Holds a network; writes the logits of the slabs it is given."""
 
-    def __init__(self, prediction: str, threads: int) -> None:
+    def __init__(self, prediction: str, neighbours: int) -> None:
+        """neighbours: as many as share the CPUs of this node, itself among them."""
         parsed = Prediction.model_validate_json(prediction)
         bundles = tuple(_laid_out(_bundle_url(parsed, member)) for member in parsed.members)
+        threads = max(1, (os.cpu_count() or 1) // neighbours)
         self._prediction, self._worker = parsed, Worker(parsed, Ensemble(bundles, bundles[0].threshold), threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,13 @@ def on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def nodes() -> int:
+    """Of the Ray in use, that are alive."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def needs_ray(workers: Workers) -> bool:
     """False where work of one process needs no other: a Ray of one machine's own would only have to be started."""
     return workers.most > 1 or on_cluster()

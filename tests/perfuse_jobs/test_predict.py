@@ -4,20 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from perfuse import volumes
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import QuarantineError, ScanError
-from perfuse.inference import predict_local, prepare
+from perfuse.geometry import Index3
+from perfuse.inference import predict_local, prepare, scratch
+from perfuse.inference.prediction import Prediction
 from perfuse.models import build
-from perfuse_jobs.predict import predict_ray
+from perfuse_jobs.predict import fill_ray, predict_ray
 from perfuse_jobs.workers import Workers
 
 TINY = Network(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
@@ -29,15 +34,20 @@ def bundle(seed: int = 0, classes: tuple[str, ...] = ()) -> Bundle:
     return Bundle(Contract(forward=forward), build(forward.network).state_dict(), {})
 
 
-@pytest.fixture
-def scan_url(tmp_path: Path) -> str:
+def ingested(folder: Path, shape_zyx: Index3, layout: volumes.Layout = volumes.LAYOUT) -> str:
     from perfuse_ingest.ingest import ingest
     from perfuse_ingest.phantom import write_phantom
 
-    write_phantom(str(tmp_path / "slices"), shape_zyx=(80, 72, 96), seed=3)
-    url = str(tmp_path / "p.ome.zarr")
-    ingest(str(tmp_path / "slices" / "images"), url, voxel_size_um=(50, 50, 50), specimen="p", organ="phantom")
+    write_phantom(str(folder / "slices"), shape_zyx=shape_zyx, seed=3)
+    url = str(folder / "p.ome.zarr")
+    about = {"voxel_size_um": (50, 50, 50), "specimen": "p", "organ": "phantom"}
+    ingest(str(folder / "slices" / "images"), url, **about, layout=layout)
     return url
+
+
+@pytest.fixture
+def scan_url(tmp_path: Path) -> str:
+    return ingested(tmp_path, (80, 72, 96))
 
 
 @pytest.mark.usefixtures("in_process_ray")
@@ -55,6 +65,55 @@ def test_any_number_of_actors(scan_url: str) -> None:
     begin = time.perf_counter()
     predict_ray(scan_url, together, "two", workers=Workers(1, 3))
     assert time.perf_counter() - begin < 5, "a finished label is not computed again"
+
+
+class Killer(threading.Thread):
+    """Kills actors that hold the network at random, one after the other, until it has killed enough or is stopped."""
+
+    def __init__(self, enough: int) -> None:
+        super().__init__()
+        self.enough, self.killed, self.over, self.rng = enough, list[int](), threading.Event(), np.random.default_rng(5)
+
+    def run(self) -> None:
+        while not self.over.wait(self.rng.uniform(0.05, 0.5)) and len(self.killed) < self.enough:
+            children = psutil.Process().children(recursive=True)
+            actors = [p.pid for p in children if "SlabActor" in p.name() and p.pid not in self.killed]
+            if actors:
+                self.killed.append(int(self.rng.choice(actors)))
+                os.kill(self.killed[-1], signal.SIGKILL)
+
+    def __enter__(self) -> "Killer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+
+@pytest.mark.usefixtures("in_process_ray")
+def test_actors_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half by one actor, the rest by three, other shards of scan and scratch: what is decoded is the same, bit for bit."""
+    shape, made = (80, 136, 136), bundle()
+    whole, cut = (
+        ingested(tmp_path / "a", shape),
+        ingested(tmp_path / "b", shape, volumes.Layout(shard_chunks=(1, 1, 2))),
+    )
+    predict_local(whole, made, "soft")
+    monkeypatch.setattr(scratch, "BAND", 64)
+    prediction = prepare(cut, made, "soft")
+    rows = prediction.slabs_to_do()
+    with monkeypatch.context() as patch, Killer(2) as first:
+        patch.setattr(Prediction, "slabs_to_do", lambda self: rows[: len(rows) // 2])
+        fill_ray(prediction, made, Workers(1, 1))
+    assert len(prediction.slabs_to_do()) == len(rows) - len(rows) // 2
+    with Killer(3) as second:
+        predict_ray(cut, made, "soft", workers=Workers(3, 3))
+    assert first.killed
+    assert second.killed
+    one, other = Scan.open(whole), Scan.open(cut)
+    np.testing.assert_array_equal(one.label("soft")[:], other.label("soft")[:])
+    assert one.label_info("soft").digest == other.label_info("soft").digest
 
 
 @pytest.mark.usefixtures("in_process_ray")

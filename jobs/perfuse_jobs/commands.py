@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from perfuse.commands.options import Json
 from perfuse.errors import PerfuseError
 from perfuse_jobs.campaign_command import campaign
 from perfuse_jobs.sweep_command import sweep
@@ -45,7 +46,6 @@ Temperatures = Annotated[
     typer.Option("--temperature", help="By what each of several models' logits are divided, in their order."),
 ]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
 def register(app: typer.Typer) -> None:

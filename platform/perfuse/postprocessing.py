@@ -4,7 +4,7 @@ In this order: a threshold, or two of them (hysteresis); components that are too
 filled. What one step leaves is never stored: it is made again, shard by shard, from the label and the table of components.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,12 @@ from pydantic import Field, ValidationError, model_validator
 from perfuse import storage
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.components import Block, Components, Connectivity, Rule, find_components, label_block
-from perfuse.console import progress
 from perfuse.contract import Frozen, threshold_of
 from perfuse.errors import ScanError
 from perfuse.geometry import Box
 from perfuse.labels import check_output, made_by_program, own_threshold, writer_for
 from perfuse.locks import writing
-from perfuse.parallel import in_order
+from perfuse.passes import over_blocks
 from perfuse.upkeep import refresh
 
 Mask = npt.NDArray[np.bool_]
@@ -104,10 +103,12 @@ def postprocess(scan_url: str, label: str, output: str, cleaning: Cleaning) -> L
         writer = writer_for(scan, output, key)
         clean = _cleaned(scan, label, (low, high), cleaning, writer.tasks)
         todo = writer.todo()
-        with progress(f"clean {output}, shards", len(todo)) as advance:
-            for task, mask in zip(todo, in_order(lambda task: clean(writer.tasks[task]), todo), strict=True):
-                writer.write(task, mask.astype(np.uint8) * np.uint8(255))
-                advance()
+
+        def write(task: int) -> None:
+            writer.write(task, clean(writer.tasks[task]).astype(np.uint8) * np.uint8(255))
+
+        for _ in over_blocks(todo, f"clean {output}, shards", write):
+            pass
         about = {"cleaned": {"label": label, "digest": info.digest}, "cleaning": cleaning.model_dump(mode="json")}
         lineage = {**info.lineage, **about} if info.model else {**made_by_program("postprocess"), **about}
         written = writer.finish(
@@ -171,14 +172,8 @@ def _labelled(voxels: Voxels, box: Box, shape: tuple[int, int, int], connectivit
 def _found(
     voxels: Voxels, boxes: list[Box], shape: tuple[int, int, int], connectivity: Connectivity, rule: Rule, what: str
 ) -> Components:
-    with progress(f"{what}, shards", len(boxes)) as advance:
-
-        def labelled() -> Iterator[Block]:
-            for block in in_order(lambda box: _labelled(voxels, box, shape, connectivity), boxes):
-                yield block
-                advance()
-
-        return find_components(labelled(), connectivity, rule)
+    labelled = over_blocks(boxes, f"{what}, shards", lambda box: _labelled(voxels, box, shape, connectivity))
+    return find_components(labelled, connectivity, rule)
 
 
 def faces(box: Box, shape: tuple[int, int, int]) -> Mask:

@@ -33,7 +33,7 @@ def run_verb(*words: str | Path) -> Any:
     return command.main([str(w) for w in words], prog_name="perfuse", standalone_mode=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def verb() -> Verb:
     """Runs a verb in this process and returns what its function returns."""
     return run_verb

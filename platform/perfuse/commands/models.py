@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+from perfuse.commands.options import Json
+
 Model = Annotated[str, typer.Argument(help="Name of the registered model.")]
 
 

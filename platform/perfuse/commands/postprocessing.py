@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+from perfuse.commands.options import Json, Processes
+
 Label = Annotated[str, typer.Option("--labels", help="The label, soft or not.")]
 Threshold = Annotated[
     float | None,
@@ -36,6 +37,7 @@ def postprocess(
     min_um3: Annotated[float | None, typer.Option(min=0, help="The same in µm³.")] = None,
     keep_largest: Annotated[int | None, typer.Option(min=1, help="Only so many components stay.")] = None,
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Background inside vessels becomes vessel.")] = False,
+    workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Threshold a label, drop components and fill holes: exactly what the whole volume in memory would give.
@@ -46,6 +48,7 @@ def postprocess(
 
     from perfuse.catalog import Scan
     from perfuse.console import print_json, results
+    from perfuse.passes import spread_over
     from perfuse.postprocessing import cleaning_of
     from perfuse.postprocessing import postprocess as clean
 
@@ -60,7 +63,8 @@ def postprocess(
         keep_largest=keep_largest,
         fill_holes=fill_holes,
     )
-    info = clean(scan_url, label, output, cleaning)
+    with spread_over(workers):
+        info = clean(scan_url, label, output, cleaning)
     values = info.model_dump(mode="json")
     if as_json:
         print_json(values)
@@ -74,6 +78,7 @@ def topology(
     label: Label,
     threshold: Threshold = None,
     listed: Annotated[int, typer.Option("--list", min=0, help="Name so many components, the largest.")] = 10,
+    workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Count components, tunnels and cavities of a label, tell its Euler number, and list its largest components.
@@ -83,9 +88,11 @@ def topology(
     from rich.table import Table
 
     from perfuse.console import print_json, results
+    from perfuse.passes import spread_over
     from perfuse.topology import topology as counts
 
-    found = asdict(counts(scan_url, label, threshold, listed))
+    with spread_over(workers):
+        found = asdict(counts(scan_url, label, threshold, listed))
     if as_json:
         print_json(found)
         return found

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfuse.commands.options import Json
+
 if TYPE_CHECKING:
     from perfuse.recipes import Recipe
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Name = Annotated[str, typer.Argument(help="A built-in recipe, a YAML file, or module:function.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")]

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+from perfuse.commands.options import Json
+
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or URL ending in .ome.zarr")]
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfuse.commands.options import Json, Processes
+
 if TYPE_CHECKING:
     from perfuse.catalog import Scan
     from perfuse.metrics.curve import Curve
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Prediction = Annotated[str, typer.Option(help="The soft label that is scored.")]
 COLUMN = (64, 64)
 Truth = Annotated[str, typer.Option(help="The label that it is scored against.")]
@@ -42,6 +43,7 @@ def evaluate(
     heat_map: Annotated[
         Path | None, typer.Option(help="Draw the scores of columns of 64 × 64 voxels along z into this PNG file.")
     ] = None,
+    workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Score a prediction beside a classical baseline. At the model's own threshold the score is noted in the registry.
@@ -52,25 +54,26 @@ def evaluate(
     from perfuse.catalog import Scan
     from perfuse.console import print_json, results
     from perfuse.contract import threshold_of
+    from perfuse.passes import spread_over
     from perfuse.registry import record_evaluation
 
     scan = Scan.open(scan_url)
     whole = None if threshold is None else threshold_of(threshold)
-    counts = scoring.count(scan, prediction, truth, whole, COLUMN if heat_map is not None else None)
-    scores = scoring.score(scan, prediction, truth, counts, whole)
-    dense = scores.truth_kind != "sparse"
+    with spread_over(workers):
+        counts = scoring.count(scan, prediction, truth, whole, COLUMN if heat_map is not None else None)
+        scores = scoring.score(scan, prediction, truth, counts, whole)
+        values, dense = asdict(scores), scores.truth_kind != "sparse"
+        if tolerance_um is not None:
+            within = scoring.surface_dice_within(scan, prediction, truth, tolerance_um, whole)
+            values["surface_dice_within"] = {"tolerance_um": tolerance_um, "surface_dice": within}
+        if cldice:
+            values["cldice"] = _cldice(scan, prediction, truth, whole, dense=dense)
     if per_slice is not None:
         per_slice.write_text(breakdown.per_slice(counts, dense=dense))
     if heat_map is not None:
         heat_map.write_bytes(breakdown.heat_map(counts, _title(scores), dense=dense))
     if threshold is None:
         record_evaluation(scores, kind="test")
-    values = asdict(scores)
-    if tolerance_um is not None:
-        within = scoring.surface_dice_within(scan, prediction, truth, tolerance_um, whole)
-        values["surface_dice_within"] = {"tolerance_um": tolerance_um, "surface_dice": within}
-    if cldice:
-        values["cldice"] = _cldice(scan, prediction, truth, whole, dense=dense)
     if as_json:
         print_json(values)
         return values
@@ -128,6 +131,7 @@ def tune(
     prediction: Prediction,
     truth: Truth,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores over the thresholds into this PNG file.")] = None,
+    workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Show Dice and surface dice over all thresholds, and what a scan loses by the common best. `train` chooses by itself.
@@ -138,10 +142,12 @@ def tune(
     from perfuse.catalog import Scan
     from perfuse.console import print_json, results
     from perfuse.metrics import CurveCounts
+    from perfuse.passes import spread_over
     from perfuse.plots import over_thresholds
 
     scans = [Scan.open(url) for url in scan_urls]
-    counts = scoring.counts_by_scan(scans, prediction, truth)
+    with spread_over(workers):
+        counts = scoring.counts_by_scan(scans, prediction, truth)
     curve = sum(counts, CurveCounts()).curve()
     plateau = curve.plateau
     report: dict[str, Any] = {

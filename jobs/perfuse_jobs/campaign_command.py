@@ -90,26 +90,15 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
         print_json(values)
         return values
     table = Table(title=f"Campaign {plan.name}")
-    for heading in (
-        "stage",
-        "kind",
-        "on",
-        "judged by",
-        "donors in it",
-        "steps",
-        "crops",
-        "reads",
-        "writes",
-        "GPU-hours",
-        "",
-    ):
-        right = heading in ("steps", "crops", "reads", "writes", "GPU-hours")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=heading == "stage", overflow="fold")
+    for heading in ("stage", "what", "takes", "GPU-hours"):
+        table.add_column(heading, justify="right" if heading == "GPU-hours" else "left", no_wrap=heading == "stage")
     for s in stages:
-        who = [", ".join(s[part]) for part in ("scans", "judges", "donors")]
-        sizes = [decimal(s["read_bytes"]), decimal(s["written_bytes"]), f"{s['gpu_hours']:.2g}"]
-        counts = [f"{s[part]:,}" if s[part] else "" for part in ("steps", "crops")]
-        table.add_row(s["stage"], s["kind"], *who, *counts, *sizes, "done" if s["done"] else "")
+        what = f"{s['kind']} on {', '.join(s['scans'])}"
+        what += f", judged by {', '.join(s['judges'])}" if s["judges"] else ""
+        what += f"; learnt from {', '.join(s['donors'])}" if s["donors"] else ""
+        counted = [f"{s[part]:,} {part}" for part in ("steps", "crops") if s[part]]
+        takes = [*counted, f"reads {decimal(s['read_bytes'])}", f"writes {decimal(s['written_bytes'])}"]
+        table.add_row(s["stage"], what, "\n".join(takes), "done" if s["done"] else f"{s['gpu_hours']:.2g}")
     results.print(table)
     results.print(
         f"{values['gpu_hours']:.3g} GPU-hours in all, {values['sibling_gpu_hours']:.3g} of them for siblings, if a GPU sustains "

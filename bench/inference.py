@@ -42,6 +42,7 @@ from perfuse.inference.slab import PLANES, middle_batch
 from perfuse.inference.trial import Task, trial_elsewhere
 from perfuse.models import build
 from perfuse.normalisation import bounds, normalise
+from perfuse.parallel import in_order
 
 OUT = Path(os.environ.get("PERFUSE_BENCH", "/dev/shm/perfuse-bench")) / "inference"
 FORWARD = Forward(network=Network(encoder_weights=None, planes=1), voxel_size_um=(10, 100), tile=256)
@@ -90,15 +91,20 @@ def fastest(scan: Scan, bundle: Bundle) -> Backend:
 
 
 def network_alone(scan: Scan, bundle: Bundle, backend: Backend) -> Run:
-    """As many batches as the prediction has, of numbers that are there."""
+    """As many batches as the prediction has, of numbers that are there, as many at once."""
+    streams = Engine.of(loaded(bundle), FORWARD, "cpu", backend).streams
     network = network_on(loaded(bundle), backend, "cpu")
     batch = torch.rand(PLANES, 1, TILE, TILE).contiguous(memory_format=torch.channels_last)
     batches = prediction.plan(scan, FORWARD).tiles // PLANES
+    torch.set_num_threads(1)
+
+    def answer(_: int) -> None:
+        with torch.inference_mode():
+            network(batch)
 
     def run(count: int = batches) -> None:
-        with torch.inference_mode():
-            for _ in range(count):
-                network(batch)
+        for _ in in_order(answer, range(count), threads=streams):
+            pass
 
     run(1)
     return run

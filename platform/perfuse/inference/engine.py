@@ -51,16 +51,20 @@ class Engine:
         streams = min(threads or torch.get_num_threads(), MOST_STREAMS) if device == "cpu" else 1
         return cls(network_on(network, backend, device), forward, device, backend, streams)
 
-    def all_logits(self, batches: Iterable[Callable[[], Images]]) -> Generator[Fixed]:
-        """`logits` of batches in their order, `streams` at once; each is made by whoever computes it."""
-        with _one_thread_a_batch(self.device):
-            yield from in_order(lambda made: self.logits(made()), batches, threads=self.streams, waiting=self.streams)
-
     def logits(self, images: Images) -> Fixed:
         """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views.
 
         Raises ContractError where the network answers with something that is no number.
         """
+        (answer,) = self.all_logits([lambda: images])
+        return answer
+
+    def all_logits(self, batches: Iterable[Callable[[], Images]]) -> Generator[Fixed]:
+        """`logits` of batches in their order, `streams` at once; each is made by whoever computes it."""
+        with _one_thread_a_batch(self.device):
+            yield from in_order(lambda made: self._logits(made()), batches, threads=self.streams, waiting=self.streams)
+
+    def _logits(self, images: Images) -> Fixed:
         import torch
 
         with torch.inference_mode():

@@ -9,7 +9,7 @@ What is read ahead goes on into the next slab. An error or Ctrl-C anywhere ends 
 shards are written, and not before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.geometry import Box
-from perfuse.inference.engine import Engine
+from perfuse.inference.engine import Engine, Fixed, Images
 from perfuse.inference.logits import Logits
 from perfuse.inference.region import Region
 from perfuse.inference.scratch import Scratch
-from perfuse.inference.slab import Needed, boxes_read, rows_of_logits
+from perfuse.inference.slab import Tiles
 from perfuse.normalisation import bounds, normalise
 from perfuse.parallel import in_order
 
@@ -66,11 +66,13 @@ def finished(region: Region, slabs: list[Slab], engine: Engine) -> Iterator[Row]
     def write(piece: _Piece) -> tuple[_Piece, list[bytes]]:
         return piece, piece.slab.scratch.write(piece.box, piece.logits)
 
-    boxes = (box for s in slabs for box in boxes_read(forward, shape, s.scratch.axis, s.planes, needed))
+    tiles = [Tiles(forward, shape, s.scratch.axis, s.planes, needed) for s in slabs]
+    boxes = (box for of_slab in tiles for box in of_slab.boxes())
     digests: list[list[bytes]] = []
     with (
         closing(in_order(read, boxes, threads=1, waiting=1)) as bands,
-        closing(in_order(write, _pieces(slabs, engine, bands, needed), threads=WRITERS, waiting=WRITERS)) as written,
+        closing(engine.all_logits(_batches(tiles, bands))) as answers,
+        closing(in_order(write, _pieces(slabs, tiles, answers), threads=WRITERS, waiting=WRITERS)) as written,
     ):
         for piece, found in written:
             digests.append(found)
@@ -80,17 +82,17 @@ def finished(region: Region, slabs: list[Slab], engine: Engine) -> Iterator[Row]
                 yield piece.slab.row
 
 
-def _pieces(
-    slabs: list[Slab], engine: Engine, bands: Iterator[tuple[Box, Band]], needed: Needed | None
-) -> Iterator[_Piece]:
+def _batches(tiles: list[Tiles], bands: Iterator[tuple[Box, Band]]) -> Iterator[Callable[[], Images]]:
     def next_band(box: Box) -> Band:
         there, voxels = next(bands)
         assert box == there, f"{there} was read ahead, and {box} is asked for"
         return voxels
 
-    for slab in slabs:
-        scratch = slab.scratch
-        for box, logits in scratch.pieces(
-            slab.planes, rows_of_logits(engine, next_band, scratch.shape, scratch.axis, slab.planes, needed)
-        ):
+    for of_slab in tiles:
+        yield from of_slab.batches(next_band)
+
+
+def _pieces(slabs: list[Slab], tiles: list[Tiles], answers: Iterator[Fixed]) -> Iterator[_Piece]:
+    for slab, of_slab in zip(slabs, tiles, strict=True):
+        for box, logits in slab.scratch.pieces(slab.planes, of_slab.rows(answers)):
             yield _Piece(slab, box, logits)

@@ -17,7 +17,9 @@ Tiles that nobody needs are left out, `PLANES` planes at a time, again counted f
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,78 @@ Needed = Callable[[Box], bool]
 """Whether the network has to see what lies in a box of the volume."""
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a slab: what a network is shown of them, and the rows that its answers add up to."""
+
+    forward: Forward
+    shape_zyx: Index3
+    axis: int
+    planes: tuple[int, int]
+    """First and last + 1; the first a multiple of `PLANES`."""
+    needed: Needed | None = None
+    """Of the part of a tile that is inside the volume; None: of all. What no tile shows is background."""
+
+    @cached_property
+    def wanted(self) -> dict[int, dict[int, list[int]]]:
+        """Of the tiles that begin at a row: the first column of each that is needed, and in which runs of `PLANES` planes."""
+        _, height, _ = move_axis(self.shape_zyx, self.axis)
+        return {top: self._wanted(top) for top in tile_starts(height, self.forward.tile, self.forward.stride)}
+
+    def _wanted(self, top: int) -> dict[int, list[int]]:
+        tile = self.forward.tile
+        _, height, width = move_axis(self.shape_zyx, self.axis)
+        runs = list(enumerate(range(*self.planes, PLANES)))
+        lefts = tile_starts(width, tile, self.forward.stride)
+        if self.needed is None:
+            return {left: [run for run, _ in runs] for left in lefts}
+        found: dict[int, list[int]] = {}
+        for left in lefts:
+            rows, columns = (top, min(top + tile, height)), (left, min(left + tile, width))
+            for run, start in runs:
+                if self.needed(along_axis(self.axis, (start, min(start + PLANES, self.planes[1])), rows, columns)):
+                    found.setdefault(left, []).append(run)
+        return found
+
+    def boxes(self) -> list[Box]:
+        """What is read for them, in order: a box for each row of tiles of which one is needed."""
+        return [self._box(top, tiles) for top, tiles in self.wanted.items() if tiles]
+
+    def _box(self, top: int, tiles: dict[int, list[int]]) -> Box:
+        tile, shown = self.forward.tile, _planes_shown(self.forward.network, self.planes)
+        return _box_read(self.shape_zyx, self.axis, shown, (top, top + tile), (min(tiles), max(tiles) + tile))
+
+    def batches(self, read: Read) -> Iterator[Callable[[], Images]]:
+        """What the network is shown, tile by tile. read: normalised voxels of one of `boxes`."""
+        network, tile = self.forward.network, self.forward.tile
+        first, _ = shown = _planes_shown(network, self.planes)
+        for top, tiles in self.wanted.items():
+            if not tiles:
+                continue
+            voxels = np.moveaxis(read(self._box(top, tiles)), self.axis, 0)
+            pixels = _beyond(voxels, shown, self.shape_zyx[self.axis])
+            for left, runs in tiles.items():
+                at = left - min(tiles)
+                part = _pad_to(pixels[:, :, at : at + tile], tile)
+                for place in _places_of(network, self.planes, runs):
+                    yield partial(_panels, part, [place - first + n for n in network.shown])
+
+    def rows(self, answers: Iterator[Fixed]) -> Iterator[tuple[int, Logits]]:
+        """Finished rows, in order, as seen along the axis: (first row, int16[classes, planes, rows, columns]).
+
+        answers: to `batches`, of which no more are taken than there are.
+        """
+        _, height, width = move_axis(self.shape_zyx, self.axis)
+        band = _Band(self.forward, width, self.planes)
+        for top, bottom in pairwise([*self.wanted, height]):
+            for left, runs in self.wanted[top].items():
+                band.add(left, runs, answers)
+            done = min(bottom, height) - top
+            yield top, band.finished(done)[..., :width]
+            if bottom < height:
+                band.roll(done)
+
+
 def rows_of_logits(
     engine: Engine,
     read: Read,
@@ -43,65 +117,10 @@ def rows_of_logits(
     planes: tuple[int, int],
     needed: Needed | None = None,
 ) -> Iterator[tuple[int, Logits]]:
-    """Finished rows of a slab, in order: (first row, int16[classes, planes, rows, columns]), as seen along `axis`.
-
-    read: normalised voxels of a box inside the volume. planes: first and last + 1; the first a multiple of `PLANES`.
-    needed: of the part of a tile that is inside the volume; None: of all. What no tile shows is background.
-    """
-    forward = engine.forward
-    _, height, width = move_axis(shape_zyx, axis)
-    starts = tile_starts(height, forward.tile, forward.stride)
-    wanted = [_wanted(forward, shape_zyx, axis, planes, top, needed) for top in starts]
-    batches = (
-        batch
-        for top, tiles in zip(starts, wanted, strict=True)
-        if tiles
-        for batch in _batches(forward, read, shape_zyx, axis, planes, top, tiles)
-    )
-    band = _Band(forward, width, planes)
-    with closing(engine.all_logits(batches)) as answers:
-        for number, (top, tiles) in enumerate(zip(starts, wanted, strict=True)):
-            for left, runs in tiles.items():
-                band.add(left, runs, answers)
-            bottom = starts[number + 1] if number + 1 < len(starts) else height
-            done = min(bottom, height) - top
-            yield top, band.finished(done)[..., :width]
-            if bottom < height:
-                band.roll(done)
-
-
-def boxes_read(
-    forward: Forward, shape_zyx: Index3, axis: int, planes: tuple[int, int], needed: Needed | None = None
-) -> list[Box]:
-    """What `rows_of_logits` reads for a slab, in its order: a box for each row of tiles of which one is needed."""
-    _, height, _ = move_axis(shape_zyx, axis)
-    shown = _planes_shown(forward.network, planes)
-    return [
-        _box_read(shape_zyx, axis, shown, *_spans(wanted, top, forward.tile))
-        for top in tile_starts(height, forward.tile, forward.stride)
-        if (wanted := _wanted(forward, shape_zyx, axis, planes, top, needed))
-    ]
-
-
-def _batches(
-    forward: Forward,
-    read: Read,
-    shape_zyx: Index3,
-    axis: int,
-    planes: tuple[int, int],
-    top: int,
-    tiles: dict[int, list[int]],
-) -> Iterator[Callable[[], Images]]:
-    """What the network is shown of the tiles that begin at a row, tile by tile, each at all `_places_of` it."""
-    network, tile = forward.network, forward.tile
-    first, _ = shown = _planes_shown(network, planes)
-    box = _box_read(shape_zyx, axis, shown, *_spans(tiles, top, tile))
-    pixels = _beyond(np.moveaxis(read(box), axis, 0), shown, shape_zyx[axis])
-    for left, runs in tiles.items():
-        at = left - min(tiles)
-        part = _pad_to(pixels[:, :, at : at + tile], tile)
-        for place in _places_of(network, planes, runs):
-            yield partial(_panels, part, [place - first + n for n in network.shown])
+    """`Tiles.rows` of one slab, from the engine's answers."""
+    tiles = Tiles(engine.forward, shape_zyx, axis, planes, needed)
+    with closing(engine.all_logits(tiles.batches(read))) as answers:
+        yield from tiles.rows(answers)
 
 
 class _Band:
@@ -188,29 +207,6 @@ def _planes_shown(network: Network, planes: tuple[int, int]) -> tuple[int, int]:
     """First and last + 1 of the planes in those panels; they may lie beyond the scan."""
     places = _places(network, planes)
     return places.start + network.shown[0], places.stop + network.shown[-1]
-
-
-def _wanted(
-    forward: Forward, shape_zyx: Index3, axis: int, planes: tuple[int, int], top: int, needed: Needed | None
-) -> dict[int, list[int]]:
-    """Of the tiles that begin at a row: the first column of each that is needed, and in which runs of `PLANES` planes."""
-    _, height, width = move_axis(shape_zyx, axis)
-    runs = list(enumerate(range(*planes, PLANES)))
-    lefts = tile_starts(width, forward.tile, forward.stride)
-    if needed is None:
-        return {left: [run for run, _ in runs] for left in lefts}
-    found: dict[int, list[int]] = {}
-    for left in lefts:
-        rows, columns = (top, min(top + forward.tile, height)), (left, min(left + forward.tile, width))
-        for run, start in runs:
-            if needed(along_axis(axis, (start, min(start + PLANES, planes[1])), rows, columns)):
-                found.setdefault(left, []).append(run)
-    return found
-
-
-def _spans(wanted: dict[int, list[int]], top: int, tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of the tiles that begin at a row."""
-    return (top, top + tile), (min(wanted), max(wanted) + tile)
 
 
 def _box_read(

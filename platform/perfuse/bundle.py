@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +63,19 @@ class Bundle:
         """The same network, read with another threshold: predictions stay valid, for their digest is of `forward`."""
         return replace(self, contract=self.contract.changed(decision=Decision(threshold=threshold)))
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """Identity of the weights."""
+        return weights_digest(self.weights)
+
     def forward_digest(self) -> str:
         """Identity of what the network answers: weights and `forward`, not the decision."""
-        return digest_json(
-            {"weights": weights_digest(self.weights), "forward": self.contract.forward.model_dump(mode="json")}
-        )
+        return digest_json({"weights": self.weights_digest, "forward": self.contract.forward.model_dump(mode="json")})
 
     def seen_digest(self) -> str:
         """Identity of what the network sees along one axis: all of `forward` but the choice of axes and how they become one."""
         forward = self.contract.forward.model_dump(mode="json", exclude=BY_AXIS)
-        return digest_json({"weights": weights_digest(self.weights), "forward": forward})
+        return digest_json({"weights": self.weights_digest, "forward": forward})
 
     def digest(self) -> str:
         """Identity of the whole bundle: `forward` and decision."""

@@ -167,7 +167,8 @@ class _Band:
         out = np.empty((*self.total.shape[:2], rows, self.total.shape[3]), np.int16)
         for run, weight in enumerate(self.weight[:, :rows]):
             planes = slice(PLANES * run, PLANES * (run + 1))
-            out[:, planes] = divide(self.total[:, planes, :rows], np.maximum(weight, 1))
+            total = self.total[:, planes, :rows]
+            out[:, planes] = total if (weight == 1).all() else divide(total, np.maximum(weight, 1))
             if not weight.all():
                 out[:, planes, weight == 0] = self.background
         return out

@@ -4,8 +4,7 @@ On CPUs one core computes a batch, while others compute other batches: its bits 
 no core waits for another within a layer.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,12 +60,19 @@ class Engine:
 
     def all_logits(self, batches: Iterable[Callable[[], Images]]) -> Generator[Fixed]:
         """`logits` of batches in their order, `streams` at once; each is made by whoever computes it."""
-        with _one_thread_a_batch(self.device):
+        import torch
+
+        before = torch.get_num_threads()
+        try:
             yield from in_order(lambda made: self._logits(made()), batches, threads=self.streams, waiting=self.streams)
+        finally:
+            torch.set_num_threads(before)
 
     def _logits(self, images: Images) -> Fixed:
         import torch
 
+        if self.device == "cpu":
+            torch.set_num_threads(1)  # of the thread that says it, and of those that begin later
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
             return np.asarray(views.answer(self._numbers, batch, self.forward).cpu().numpy())
@@ -79,17 +85,3 @@ class Engine:
                 "precision, or are damaged: write precision: fp32 into its contract, or train it anew."
             )
         return answer
-
-
-@contextmanager
-def _one_thread_a_batch(device: str) -> Iterator[None]:
-    """Threads that begin here have torch compute on one core; other devices are not concerned."""
-    import torch
-
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,11 +1,11 @@
 """Slabs through the network, where nothing waits that need not.
 
-    one thread           this thread              WRITERS threads
-    reads, decompresses  network, blending   →    compress and write     →  this thread
-    and normalises   →   of a row of tiles        whole shards              marks the slab done
-    one band ahead                                as many wait
+    one thread           the engine's          this thread    WRITERS threads
+    reads, decompresses  streams compute   →   blends a   →   compress and write  →  this thread
+    and normalises   →   batches               row of         whole shards           marks the slab done
+    one band ahead       as many wait          tiles          as many wait
 
-What is read ahead goes on into the next slab. An error or Ctrl-C anywhere ends all of it; a slab is marked when all of its
+What is read and computed ahead goes on into the next slab. An error or Ctrl-C anywhere ends all of it; a slab is marked when all of its
 shards are written, and not before.
 """
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfuse.contract import Contract, Decision, Fusion, Threshold
+from perfuse.contract import Contract, Decision, Forward, Fusion, Threshold
 from perfuse.errors import RegistryError
 from perfuse.storage import digest_json
 
@@ -62,6 +62,10 @@ class Bundle:
     def with_threshold(self, threshold: Threshold) -> "Bundle":
         """The same network, read with another threshold: predictions stay valid, for their digest is of `forward`."""
         return replace(self, contract=self.contract.changed(decision=Decision(threshold=threshold)))
+
+    def with_forward(self, forward: Forward) -> "Bundle":
+        """The same weights, asked otherwise."""
+        return replace(self, contract=self.contract.changed(forward=forward))
 
     @cached_property
     def weights_digest(self) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from perfuse.bundle import Bundle, Ensemble, Model
 from perfuse.catalog import Scan
-from perfuse.contract import Blend, Contract, Forward, Fusion
+from perfuse.contract import Blend, Forward, Fusion
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box, index3
 
@@ -95,18 +95,12 @@ def box_of(text: str, scan: Scan) -> Box:
     return Box(index3(start), index3(stop))
 
 
-def _each(model: Model, change: Any) -> Model:
+def _each(model: Model, change: Callable[[Forward], Forward]) -> Model:
     try:
-        members = tuple(_with(bundle, change(bundle.contract.forward)) for bundle in model.members)
+        members = tuple(bundle.with_forward(change(bundle.contract.forward)) for bundle in model.members)
     except ValidationError as error:
         raise ContractError(f"{model.uri} cannot be asked so: {_said(error)}.") from error
     return members[0] if isinstance(model, Bundle) else Ensemble(members, model.threshold, model.fusion)
-
-
-def _with(bundle: Bundle, forward: Forward) -> Bundle:
-    return Bundle(
-        Contract(forward=forward, decision=bundle.contract.decision), bundle.weights, bundle.lineage, bundle.uri
-    )
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -34,7 +34,7 @@ from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.geometry import Box
-from perfuse.inference import choosing, predict_local, prediction
+from perfuse.inference import choosing, predict, prediction
 from perfuse.inference.backends import Backend, why_not_compiled
 from perfuse.inference.engine import Engine
 from perfuse.inference.running import network_on
@@ -92,18 +92,17 @@ def fastest(scan: Scan, bundle: Bundle) -> Backend:
 
 def network_alone(scan: Scan, bundle: Bundle, backend: Backend) -> Run:
     """As many batches as the prediction has, of numbers that are there, as many at once."""
-    streams = Engine.of(loaded(bundle), FORWARD, "cpu", backend).streams
-    network = network_on(loaded(bundle), backend, "cpu")
+    engine = Engine.of(loaded(bundle), FORWARD, "cpu", backend)
     batch = torch.rand(PLANES, 1, TILE, TILE).contiguous(memory_format=torch.channels_last)
     batches = prediction.plan(scan, FORWARD).tiles // PLANES
     torch.set_num_threads(1)
 
     def answer(_: int) -> None:
         with torch.inference_mode():
-            network(batch)
+            engine.network(batch)
 
     def run(count: int = batches) -> None:
-        for _ in in_order(answer, range(count), threads=streams):
+        for _ in in_order(answer, range(count), threads=engine.streams):
             pass
 
     run(1)
@@ -114,7 +113,7 @@ def whole_job(scan: Scan, bundle: Bundle, backend: Backend) -> Run:
     """What `perfuse predict --local` does, after start-up and compilation."""
 
     def run() -> None:
-        predict_local(scan.url, bundle, "soft")
+        predict(scan.url, bundle, "soft")
         storage.remove_tree(storage.join(scan.url, "labels/soft"))
 
     def by(engine: Engine) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from perfuse.commands.options import Json
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -15,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def ls(
     organ: Annotated[list[str] | None, typer.Option(help="Only this organ; may be given several times.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the datasets that can be ingested as hoa:NAME.
 

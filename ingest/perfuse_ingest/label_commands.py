@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from perfuse.commands.options import Json
 from perfuse_ingest.commands import Coverage, parse_index
 
 ScanUrl = Annotated[str, typer.Argument(help="The scan.")]
@@ -50,7 +51,7 @@ def add(
 
 def ls(
     scan_url: ScanUrl,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the labels of a scan: where each was given, by whom, and what each version changed.
 

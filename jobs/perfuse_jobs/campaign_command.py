@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfuse.commands.options import Json
 from perfuse.storage import name_of
 from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
@@ -26,7 +27,7 @@ def campaign(
     smoke: Annotated[bool, typer.Option("--smoke", help="With small networks, crops and steps.")] = False,
     workers: WorkersOption = ONE,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: Json = False,
 ) -> dict[str, Any]:
     """Run rounds of training, pseudo-labels and scores. Interrupted, the same command goes on; done, it does nothing.
 

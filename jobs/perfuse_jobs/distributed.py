@@ -16,7 +16,7 @@ from perfuse.errors import PerfuseError
 from perfuse.training import TrainingJob, is_finished
 from perfuse.training.checkpoints import latest_step
 from perfuse.training.termination import on_sigterm
-from perfuse_jobs.session import WORKER_CPUS, connect
+from perfuse_jobs.session import TASK_CPUS, connect
 from perfuse_jobs.workers import Workers
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _scaling(workers: Workers) -> "ScalingConfig":
     return ScalingConfig(
         num_workers=(workers.fewest, workers.most) if workers.fewest < workers.most else workers.most,
         use_gpu=gpus > 0,
-        resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpus > 0 else {"CPU": WORKER_CPUS},
+        resources_per_worker={"CPU": TASK_CPUS, "GPU": 1} if gpus > 0 else {"CPU": TASK_CPUS},
     )
 
 

@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from perfuse.parallel import in_order
-from perfuse_jobs.session import connect, refusal_in
+from perfuse_jobs.session import TASK_CPUS, connect, refusals
 
-TASK_CPUS = 0.5
-"""Logical: a task takes all cores of its node, and waits for nobody who holds a few of them."""
 TRIES = 3
 """When a process or a node dies."""
 
@@ -23,10 +21,8 @@ def spread(processes: int) -> Callable[[Callable[[Any], Any], Sequence[Any]], It
         shared = ray.put(work)
 
         def call(item: Any) -> Any:
-            try:
+            with refusals():
                 return ray.get(task.remote(shared, item))
-            except Exception as error:  # noqa: BLE001 - Ray wraps what tasks raise
-                raise refusal_in(error) or error from None
 
         yield from in_order(call, items, threads=processes, waiting=processes)
 

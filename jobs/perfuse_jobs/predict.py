@@ -9,74 +9,48 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perfuse import locks, storage
+from perfuse import storage
 from perfuse.bundle import FILES, Bundle, Ensemble, Model
-from perfuse.catalog import LabelInfo
 from perfuse.console import progress
-from perfuse.geometry import Box
-from perfuse.inference import attempts
+from perfuse.inference import Runner, attempts, predict
 from perfuse.inference.members import Member
 from perfuse.inference.prediction import Prediction, Worker
-from perfuse.inference.preparing import already_done, prepare
 from perfuse.pseudolabels import Predict
-from perfuse_jobs.session import connect, needs_ray, nodes, quieten, refusal_in
-from perfuse_jobs.workers import ONE, Workers
+from perfuse_jobs.session import TASK_CPUS, connect, needs_ray, nodes, quieten, refusals
+from perfuse_jobs.workers import Workers
 
 if TYPE_CHECKING:
     import ray.data
 
-ACTOR_CPUS = 0.5
 FUSE_AT_ONCE = 2
 
 
 def predictor(workers: Workers, *, local: bool) -> Predict:
-    """What predicts: this process where one is enough, or processes of Ray."""
-    if local or not needs_ray(workers):
-        from perfuse.inference import predict_local
-
-        return predict_local
-    return partial(predict_ray, workers=workers)
+    """`predict`, by this process or by processes of Ray."""
+    return partial(predict, runner=runner(workers, local=local))
 
 
-def predict_ray(
-    scan_url: str,
-    model: Model,
-    output: str,
-    *,
-    workers: Workers = ONE,
-    roi: Box | None = None,
-    keep_scratch: bool = False,
-) -> tuple[LabelInfo, ...]:
-    """Predict a scan into soft labels, as `predict_local`, with processes of Ray; killed work goes on where it stopped.
-
-    The voxels do not depend on their number.
-    """
-    prediction = prepare(scan_url, model, output, roi=roi)
-    with locks.writing(scan_url, f"label-{output}"):
-        done = already_done(prediction, model)
-        if done is not None:
-            return done
-        fill_ray(prediction, model, workers)
-        _run(f"fuse {output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
-        return prediction.finish(model, keep_scratch=keep_scratch)
+def runner(workers: Workers, *, local: bool) -> Runner:
+    """Nobody but this process where one is enough, else processes of Ray."""
+    return Runner() if local or not needs_ray(workers) else on_ray(workers)
 
 
-def filler(workers: Workers, *, local: bool) -> Callable[[Prediction, Model], None]:
-    """What makes members' logits: as `predictor`."""
-    if local or not needs_ray(workers):
-        from perfuse.inference.local import fill_local
-
-        return fill_local
-    return partial(fill_ray, workers=workers)
+def on_ray(workers: Workers) -> Runner:
+    """Processes of Ray; killed work goes on where it stopped."""
+    return Runner(fill=partial(_fill, workers=workers), fuse=partial(_fuse, workers=workers))
 
 
-def fill_ray(prediction: Prediction, model: Model, workers: Workers) -> None:
-    """Make the members' logits that are not there yet, with processes of Ray."""
+def _fill(prediction: Prediction, model: Model, workers: Workers) -> None:
     connect(workers.most)
     rows = prediction.slabs_to_do()
     attempts.forget(prediction)
     done = _run(f"predict {prediction.output}, slabs", rows, lambda ready: _slabs(ready, prediction, model, workers))
     attempts.refuse([row["failed"] for row in done if row["failed"]])
+
+
+def _fuse(prediction: Prediction, workers: Workers) -> None:
+    connect(workers.most)
+    _run(f"fuse {prediction.output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
 
 
 def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> list[dict[str, Any]]:
@@ -88,15 +62,12 @@ def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.d
     quieten()
     ray.data.DataContext.get_current().enable_progress_bars = False
     ready = ray.data.from_items(rows, override_num_blocks=len(rows))
-    with progress(what, len(rows)) as advance:
-        try:
-            done = []
-            for row in pipeline(ready).iter_rows():
-                done.append(row)
-                advance()
-            return done
-        except Exception as error:  # noqa: BLE001 - Ray wraps what tasks raise
-            raise refusal_in(error) or error from None
+    with refusals(), progress(what, len(rows)) as advance:
+        done = []
+        for row in pipeline(ready).iter_rows():
+            done.append(row)
+            advance()
+        return done
 
 
 def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, workers: Workers) -> "ray.data.Dataset":
@@ -105,7 +76,7 @@ def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, worke
     for member, bundle in zip(prediction.members, model.members, strict=True):
         _lay_out(bundle, _bundle_url(prediction, member))
     settings = {"prediction": prediction.model_dump_json(), "neighbours": -(-workers.most // nodes())}
-    gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": ACTOR_CPUS}
+    gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": TASK_CPUS}
     pool = ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most)
     return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, compute=pool, **gpu)
 
@@ -150,14 +121,14 @@ def _fused(rows: "ray.data.Dataset", prediction: Prediction) -> "ray.data.Datase
     from ray.data import TaskPoolStrategy
 
     return rows.map_batches(
-        _fuse,
+        _fuse_shard,
         fn_kwargs={"prediction": prediction.model_dump_json()},
         batch_size=1,
-        num_cpus=ACTOR_CPUS,
+        num_cpus=TASK_CPUS,
         compute=TaskPoolStrategy(size=FUSE_AT_ONCE),
     )
 
 
-def _fuse(row: dict[str, Any], prediction: str) -> dict[str, Any]:
+def _fuse_shard(row: dict[str, Any], prediction: str) -> dict[str, Any]:
     Prediction.model_validate_json(prediction).run_fuse({name: int(value[0]) for name, value in row.items()})
     return row

@@ -12,8 +12,9 @@ from perfuse import errors
 from perfuse.errors import PerfuseError, ServerError
 from perfuse_jobs.workers import Workers
 
-WORKER_CPUS = 0.5
-"""Of a training worker. A whole one each would leave Ray Data none on small machines, and both would wait for ever."""
+TASK_CPUS = 0.5
+"""Logical CPUs of an actor, a task, a training worker, each of which uses what cores there are. With whole ones, those who hold
+a few would leave the others none on small machines, and both would wait for ever."""
 
 FEWEST_CPUS = 4
 """Logical, of a Ray in this process, whatever the machine has: for the same reason."""
@@ -77,6 +78,15 @@ def refusal_in(error: BaseException) -> PerfuseError | None:
     if isinstance(error, PerfuseError):
         return error
     return refusal_in(error.__cause__) if error.__cause__ is not None else None
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What a task raised for the user is raised as it was, without what Ray wraps around it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever Ray raises
+        raise refusal_in(error) or error from None
 
 
 def on_cluster() -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfuse.commands.options import Json
 from perfuse.errors import ContractError
 from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
@@ -30,7 +31,7 @@ def sweep(
     csv: Annotated[Path | None, typer.Option(help="Write the scores at all thresholds into this file.")] = None,
     workers: WorkersOption = ONE,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: Json = False,
 ) -> list[dict[str, Any]]:
     """Compare combinations of models, voxel sizes and thresholds. No network is asked twice: logits stay beside the scan.
 
@@ -43,15 +44,14 @@ def sweep(
     from perfuse.inference.options import seen_otherwise
     from perfuse.registry import load_model
     from perfuse.sweeping import sweep as run
-    from perfuse_jobs.predict import filler
+    from perfuse_jobs.predict import runner
 
     check_local(local, workers)
     model = seen_otherwise(load_model(models), views or [])
-    fill = filler(workers, local=local)
     scans = [Scan.open(url) for url in scan_urls]
     sizes = (None, *(resample_um or []))
     number = _class(model, class_name)
-    rows = run(scans, model, truth, fill, resample_um=sizes, fit=fit, class_number=number)
+    rows = run(scans, model, truth, runner(workers, local=local).fill, resample_um=sizes, fit=fit, class_number=number)
     if csv is not None:
         csv.write_text(_table(rows))
     values = [_described(row) for row in rows]

@@ -29,7 +29,7 @@ from perfuse.locks import writing
 from perfuse.upkeep import refresh
 
 Predict = Callable[..., tuple[LabelInfo, ...]]
-"""`predict_local` or the Ray runner: (scan_url, model, output, *, roi, keep_scratch) → a LabelInfo for each class."""
+"""`perfuse.inference.predict` with its runner: (scan_url, model, output, *, roi, keep_scratch) → a LabelInfo for each class."""
 
 Cut = float | Literal["coverage"] | None
 """Below which probability p becomes 0: as stated, as matches the declared coverage, or None: nowhere."""

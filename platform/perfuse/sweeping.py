@@ -35,7 +35,7 @@ SAMPLED = 200_000
 OUTPUT = "sweep"
 
 Fill = Callable[[Prediction, Model], None]
-"""Makes the members' logits that are not there yet: `fill_local`, or the Ray runner."""
+"""Makes the members' logits that are not there yet: as `perfuse.inference.Runner.fill`."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, QuarantineError, ServerError
-from perfuse.inference import attempts, predict_local, prepare
+from perfuse.inference import attempts, predict, prepare
 from perfuse.inference.prediction import Worker
 from perfuse.models import build
 
@@ -51,12 +51,12 @@ def chunk_files(scan: Scan) -> list[Path]:
 
 def test_a_damaged_shard_stops_no_other_slab(scan: Scan, bundle: Bundle, pauses: list[float], capsys: Any) -> None:
     """The second of three shards along z is torn: one slab of three along z, and both along x, which read all of it."""
-    predict_local(scan.url, bundle, "whole")
+    predict(scan.url, bundle, "whole")
     torn = chunk_files(scan)[1]
     kept = torn.read_bytes()
     torn.write_bytes(kept[: len(kept) // 2] + bytes(len(kept) - len(kept) // 2))
     with pytest.raises(QuarantineError) as failed:
-        predict_local(scan.url, bundle, "soft")
+        predict(scan.url, bundle, "soft")
     assert failed.value.exit_code == 3
     named = "slab axis z, planes 64 to 127", "slab axis x, planes 0 to 63", "slab axis x, planes 64 to 69"
     assert all(name in str(failed.value) for name in named)
@@ -66,7 +66,7 @@ def test_a_damaged_shard_stops_no_other_slab(scan: Scan, bundle: Bundle, pauses:
     assert [attempts.name_of(row) for row in todo] == [*named]
     assert "soft" not in scan.labels()
     torn.write_bytes(kept)
-    predict_local(scan.url, bundle, "soft")
+    predict(scan.url, bundle, "soft")
     np.testing.assert_array_equal(scan.label("soft")[:], scan.label("whole")[:])
 
 

@@ -14,7 +14,7 @@ from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import ModelRef, Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PerfuseError
-from perfuse.inference import backends, choosing, predict_local, prepare, trial
+from perfuse.inference import backends, choosing, predict, prepare, trial
 from perfuse.inference.engine import Engine
 from perfuse.inference.estimate import estimate
 from perfuse.inference.logits import ONE
@@ -241,7 +241,7 @@ def test_numerics_are_those_of_probabilities_and_each_class_threshold() -> None:
 
 
 def test_a_label_says_how_it_was_computed(scan: Scan, bundle: Bundle) -> None:
-    (info,) = predict_local(scan.url, bundle, "soft")
+    (info,) = predict(scan.url, bundle, "soft")
     (lineage,) = info.lineage["backends"]
     assert info.model.backend == lineage["backend"] == backends.usual("auto", "cpu")
     assert 0 <= lineage["swapped"] < 0.2

@@ -14,7 +14,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Decision, Forward, Network
 from perfuse.errors import RegistryError
 from perfuse.geometry import Box
-from perfuse.inference import plan, predict_local, prepare, probability, probability_of_array
+from perfuse.inference import plan, predict, prepare, probability, probability_of_array
 from perfuse.inference.engine import Engine
 from perfuse.inference.logits import Seen, fuse
 from perfuse.inference.prediction import Worker
@@ -85,7 +85,7 @@ def test_a_prediction_of_two_classes_is_two_plain_loops(scan: Scan, network: Net
     torn.write_bytes(torn.read_bytes()[:-3])
     assert prediction.slabs_to_do() == [rows[0], *rows[2:]]
 
-    infos = predict_local(scan.url, made, "soft")
+    infos = predict(scan.url, made, "soft")
     assert [(i.name, i.model.class_name, i.model.threshold) for i in infos] == [
         ("soft-glomerulus", "glomerulus", 50),
         ("soft-vessel", "vessel", 200),
@@ -164,9 +164,9 @@ def test_models_answer_as_one_when_they_know_the_same_classes(monkeypatch: pytes
     assert both.threshold == {"glomerulus": 75, "vessel": 150}
     with pytest.raises(RegistryError, match="different classes"):
         load_model(["a", "c"])
-    infos = predict_local(scan.url, both, "mean")
+    infos = predict(scan.url, both, "mean")
     assert [info.model.threshold for info in infos] == [75, 150]
-    (other, _) = predict_local(scan.url, Ensemble((known["b"], known["a"]), both.threshold), "mean")
+    (other, _) = predict(scan.url, Ensemble((known["b"], known["a"]), both.threshold), "mean")
     assert other == infos[0]
 
 

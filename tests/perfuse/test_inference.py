@@ -15,7 +15,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
-from perfuse.inference import plan, predict_local, prepare, probability, probability_of_array
+from perfuse.inference import plan, predict, prepare, probability, probability_of_array
 from perfuse.inference.engine import Engine
 from perfuse.inference.logits import LIMIT, ONE, Seen, divide, fuse, window
 from perfuse.inference.prediction import Worker
@@ -113,7 +113,7 @@ def scan(tmp_path, make_scan, tubes) -> Scan:
 
 def test_prediction_is_what_a_plain_loop_gives(scan):
     made = bundle()
-    (info,) = predict_local(scan.url, made, "soft")
+    (info,) = predict(scan.url, made, "soft")
     stored = np.asarray(scan.label("soft")[:])
     whole = Box.whole(scan.shape_zyx)
     network = build(TINY)
@@ -135,10 +135,10 @@ def test_prediction_is_what_a_plain_loop_gives(scan):
 
 def test_same_key_runs_nothing_and_a_new_threshold_no_network(scan, monkeypatch):
     made = bundle()
-    (first,) = predict_local(scan.url, made, "soft")
+    (first,) = predict(scan.url, made, "soft")
     monkeypatch.setattr(Worker, "run", lambda *_: pytest.fail("the network was asked again"))
-    assert predict_local(scan.url, made, "soft") == (first,)
-    (moved,) = predict_local(scan.url, made.with_threshold(77), "soft")
+    assert predict(scan.url, made, "soft") == (first,)
+    (moved,) = predict(scan.url, made.with_threshold(77), "soft")
     assert moved.digest == first.digest
     assert scan.label_info("soft").model.threshold == 77
 
@@ -156,19 +156,19 @@ def test_torn_and_missing_slabs_are_found_and_redone(scan):
     torn[0].write_bytes(torn[0].read_bytes()[:-7])
     torn[-1].unlink()
     assert prediction.slabs_to_do() == rows[:2] + rows[4:]
-    predict_local(scan.url, made, "soft")
+    predict(scan.url, made, "soft")
     again = np.asarray(scan.label("soft")[:])
-    predict_local(scan.url, made, "undisturbed")
+    predict(scan.url, made, "undisturbed")
     np.testing.assert_array_equal(again, scan.label("undisturbed")[:])
 
 
 def test_another_model_replaces_soft_labels_only(scan):
-    predict_local(scan.url, bundle(0), "soft")
+    predict(scan.url, bundle(0), "soft")
     before = scan.label_info("soft").digest
-    predict_local(scan.url, bundle(1), "soft")
+    predict(scan.url, bundle(1), "soft")
     assert scan.label_info("soft").digest != before
     with pytest.raises(ScanError, match="given by a person"):
-        predict_local(scan.url, bundle(0), "human")
+        predict(scan.url, bundle(0), "human")
 
 
 def test_another_organ_mask_is_another_prediction(scan, tmp_path, make_scan, tubes):
@@ -220,8 +220,8 @@ def test_members_count_alike_however_many_axes_they_see(axes, seed):
 
 def test_an_ensemble_is_the_mean_of_its_members_logits(scan):
     first, second = bundle(0), bundle(1, axes=("y",))
-    (info,) = predict_local(scan.url, Ensemble((first, second), 77), "mean")
-    assert predict_local(scan.url, Ensemble((second, first), 77), "mean") == (info,), "the order does not matter"
+    (info,) = predict(scan.url, Ensemble((first, second), 77), "mean")
+    assert predict(scan.url, Ensemble((second, first), 77), "mean") == (info,), "the order does not matter"
     window = bounds(scan, forward().normalisation)
     values = normalise(np.asarray(scan.image[:]), window, forward().normalisation)
     members = []

@@ -18,7 +18,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Fusion, Network
 from perfuse.errors import PlanError
 from perfuse.geometry import Box
-from perfuse.inference import plan, predict_local, prepare, probability
+from perfuse.inference import plan, predict, prepare, probability
 from perfuse.inference.engine import Engine
 from perfuse.inference.grid import Grid, resized
 from perfuse.inference.logits import LIMIT, ONE, P_ONE, Seen, fuse, window
@@ -245,7 +245,7 @@ def test_a_scan_is_seen_at_another_voxel_size(scan: Scan, um: float) -> None:
     grid = Grid.of(scan, made.contract.forward)
     edge = scan.info.voxel_size_um[0]
     assert grid.shape_zyx == tuple(round(n * edge / um) for n in SHAPE)
-    predict_local(scan.url, made, "soft")
+    predict(scan.url, made, "soft")
     stored = np.asarray(scan.label("soft")[:])
     assert stored.shape == SHAPE
     network = build(TINY)
@@ -261,10 +261,10 @@ def test_a_scan_is_seen_at_another_voxel_size(scan: Scan, um: float) -> None:
 @pytest.mark.parametrize("changes", [{}, {"resample_um": 37.0}, {"window": "max", "axes": ("y",)}])
 def test_inside_a_region_voxels_are_those_of_the_whole(scan: Scan, changes: dict[str, Any]) -> None:
     made, box = bundle(**changes), Box((60, 3, 40), (69, 50, 70))
-    predict_local(scan.url, made, "whole")
+    predict(scan.url, made, "whole")
     prediction = prepare(scan.url, made, "part", roi=box)
     assert len(prediction.slabs()) < len(prepare(scan.url, made, "whole").slabs())
-    (info,) = predict_local(scan.url, made, "part", roi=box)
+    (info,) = predict(scan.url, made, "part", roi=box)
     assert info.box == (box.start, box.stop)
     part, whole = (np.asarray(scan.label(name)[:]) for name in ("part", "whole"))
     np.testing.assert_array_equal(part[box.slices], whole[box.slices])
@@ -285,8 +285,8 @@ def test_a_region_that_is_empty_or_outside_is_refused(scan: Scan, stop: tuple[in
 def test_background_is_not_seen_and_said_to_be_skipped(scan: Scan) -> None:
     """The organ fills the first chunk of each row and column of four: no tile that only lies beyond is seen."""
     made = bundle(skip_background=True, overlap=0, axes=("z",))
-    (info,) = predict_local(scan.url, made, "soft")
-    (whole,) = predict_local(scan.url, bundle(overlap=0, axes=("z",)), "whole")
+    (info,) = predict(scan.url, made, "soft")
+    (whole,) = predict(scan.url, bundle(overlap=0, axes=("z",)), "whole")
     soft, everywhere = (np.asarray(scan.label(name)[:]) for name in ("soft", "whole"))
     np.testing.assert_array_equal(soft[:, :64, :64], everywhere[:, :64, :64])
     soft[:, :64, :64] = 0
@@ -314,7 +314,7 @@ def test_bits_of_a_part_do_not_depend_on_slabs(network: Network) -> None:
 
 def test_kept_scratch_asks_no_network_twice(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = bundle(0), bundle(1)
-    predict_local(scan.url, first, "a", keep_scratch=True)
+    predict(scan.url, first, "a", keep_scratch=True)
     asked: list[int] = []
     run = Worker.run
 
@@ -324,17 +324,17 @@ def test_kept_scratch_asks_no_network_twice(scan: Scan, monkeypatch: pytest.Monk
         return run(self, todo)
 
     monkeypatch.setattr(Worker, "run", counted)
-    predict_local(scan.url, Ensemble((first, second), 128), "ab", keep_scratch=True)
+    predict(scan.url, Ensemble((first, second), 128), "ab", keep_scratch=True)
     assert len(asked) == 6, "only the new member's: two slabs along each of three axes"
     asked.clear()
     fused = first.contract.forward.changed(axis_fusion="max")
-    predict_local(scan.url, Bundle(Contract(forward=fused), first.weights, {}), "max", keep_scratch=True)
-    predict_local(scan.url, Ensemble((first, second), 128, Fusion(weights=(3, 1))), "weighted", keep_scratch=True)
-    predict_local(scan.url, Ensemble((first, second), 128, Fusion(average="probability")), "shares")
+    predict(scan.url, Bundle(Contract(forward=fused), first.weights, {}), "max", keep_scratch=True)
+    predict(scan.url, Ensemble((first, second), 128, Fusion(weights=(3, 1))), "weighted", keep_scratch=True)
+    predict(scan.url, Ensemble((first, second), 128, Fusion(average="probability")), "shares")
     assert not asked
     labels = [np.asarray(scan.label(name)[:]) for name in ("a", "ab", "max", "weighted", "shares")]
     assert len({label.tobytes() for label in labels}) == 5
     assert (labels[2] >= labels[0]).all()
     assert scan.labels()["weighted"].lineage["fusion"] == {"weights": [3, 1]}
-    predict_local(scan.url, first, "again")
+    predict(scan.url, first, "again")
     assert len(asked) == 6, "the scratch was collected"

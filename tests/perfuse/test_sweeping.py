@@ -14,11 +14,11 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Fusion, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
-from perfuse.inference import predict_local, prepare
-from perfuse.inference.local import fill_local
+from perfuse.inference import predict, prepare
 from perfuse.inference.members import SCRATCH
 from perfuse.inference.options import box_of, fused_otherwise, previewed, seen_otherwise
 from perfuse.inference.prediction import Worker
+from perfuse.inference.whole import fill
 from perfuse.models import build
 
 SHAPE = (70, 40, 50)
@@ -52,17 +52,17 @@ def scan(tmp_path: Path, make_scan: Any, tubes: Any) -> Scan:
 def test_a_row_is_what_a_prediction_scores(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = Ensemble((bundle(0), bundle(1, 3.0), bundle(2)), 128)
     um = scan.info.voxel_size_um[0] * 1.5
-    rows = sweeping.sweep([scan], ensemble, "human", fill_local, resample_um=(None, um), fit=True)
+    rows = sweeping.sweep([scan], ensemble, "human", fill, resample_um=(None, um), fit=True)
     assert len(rows) == 2 * (7 + 1)
     monkeypatch.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked again"))
-    assert sweeping.sweep([scan], ensemble, "human", fill_local)[6].members == rows[6].members
+    assert sweeping.sweep([scan], ensemble, "human", fill)[6].members == rows[6].members
     monkeypatch.undo()
     for row in (rows[1], rows[5], rows[6], rows[7], rows[14]):
         members = tuple(m for m in ensemble.members if m.uri in row.members)
         weights = tuple(round(1000 * w) for w in row.weights)
         model = Ensemble(members, 128, Fusion(weights=weights)) if len(members) > 1 else members[0]
         seen = model if row.resample_um is None else seen_otherwise(model, [f"resample_um={um}"])
-        predict_local(scan.url, seen, "soft", keep_scratch=True)
+        predict(scan.url, seen, "soft", keep_scratch=True)
         curve = scoring.tune([scan], "soft", "human")
         np.testing.assert_array_equal(curve.surface_dice, row.curve.surface_dice)
         np.testing.assert_array_equal(curve.dice, row.curve.dice)
@@ -91,20 +91,20 @@ def test_weights_are_those_that_made_the_truth(scan: Scan, monkeypatch: pytest.M
 def test_the_sample_is_of_what_counts(scan: Scan) -> None:
     model = Ensemble((bundle(0), bundle(1)), 128)
     prediction = prepare(scan.url, model, "soft")
-    fill_local(prediction, model)
+    fill(prediction, model)
     logits, marked = sweeping._sampled(scan, prediction, "human", 0)
     assert logits.shape == (np.prod(SHAPE), 2), "all voxels of a small scan"
     np.testing.assert_array_equal(marked.reshape(SHAPE), np.asarray(scan.label("human")[:]) >= 128)
-    predict_local(scan.url, model.members[1], "one")
+    predict(scan.url, model.members[1], "one")
     soft = np.floor(255 / (1 + np.exp(-logits[:, 1])) + 0.5).reshape(SHAPE)
     np.testing.assert_array_equal(soft, scan.label("one")[:])
 
 
 def test_what_cannot_be_swept_is_refused(scan: Scan, tmp_path: Path, make_scan: Any, tubes: Any) -> None:
     with pytest.raises(ContractError, match="no weights to fit"):
-        sweeping.sweep([scan], bundle(0), "human", fill_local, fit=True)
+        sweeping.sweep([scan], bundle(0), "human", fill, fit=True)
     with pytest.raises(ScanError, match="no label 'other'"):
-        sweeping.sweep([scan], bundle(0), "other", fill_local)
+        sweeping.sweep([scan], bundle(0), "other", fill)
     assert SCRATCH.split("/")[-1] not in {p.name for p in Path(scan.url, "perfuse").iterdir()}
 
 
@@ -158,7 +158,7 @@ def test_a_preview_sees_a_coarser_level(scan: Scan) -> None:
     model = previewed(bundle(0), scan, 1)
     assert isinstance(model, Bundle)
     assert model.contract.forward.resample_um == 2 * scan.info.voxel_size_um[0]
-    (info,) = predict_local(scan.url, model, "look")
+    (info,) = predict(scan.url, model, "look")
     assert scan.label("look").shape == SHAPE
     assert info.lineage["resample_um"] == [model.contract.forward.resample_um]
     with pytest.raises(PlanError, match="coarser levels 1 to"):
@@ -167,10 +167,10 @@ def test_a_preview_sees_a_coarser_level(scan: Scan) -> None:
 
 def test_members_of_unlike_scale_are_told_of(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
     loud, quiet = bundle(0, 8.0), bundle(0)
-    predict_local(scan.url, Ensemble((loud, bundle(1)), 128), "soft", keep_scratch=True)
+    predict(scan.url, Ensemble((loud, bundle(1)), 128), "soft", keep_scratch=True)
     assert "differ in scale" in capsys.readouterr().err
     for fusion in (Fusion(temperatures=(8, 1)), Fusion(average="probability")):
-        predict_local(scan.url, Ensemble((loud, bundle(1)), 128, fusion), "soft", keep_scratch=True)
+        predict(scan.url, Ensemble((loud, bundle(1)), 128, fusion), "soft", keep_scratch=True)
         assert "differ in scale" not in capsys.readouterr().err
-    predict_local(scan.url, Ensemble((quiet, bundle(1)), 128), "soft")
+    predict(scan.url, Ensemble((quiet, bundle(1)), 128), "soft")
     assert "differ in scale" not in capsys.readouterr().err

@@ -114,7 +114,7 @@ class Machines:
 
 def main(job: TrainingJob) -> None:
     """Train until the driver is terminated, with a checkpoint only where something happens; then on, with many."""
-    distributed.WORKER_CPUS = WORKER_CPUS
+    distributed.TASK_CPUS = WORKER_CPUS
     machines = Machines(job)
     ranks.run_rank = machines.run_rank
     try:

@@ -14,7 +14,7 @@ from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import PerfuseError, ScanError
-from perfuse.inference import predict_local
+from perfuse.inference import predict
 from perfuse.models import build
 from perfuse.passes import over_blocks, spread_over
 from perfuse.postprocessing import cleaning_of, postprocess
@@ -33,7 +33,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, verb: Any) -> str:
     verb("ingest", folder / "slices" / "images", url, *about)
     torch.manual_seed(0)
     forward = Forward(network=TINY, voxel_size_um=(10, 100), tile=64, axes=("z",))
-    predict_local(str(url), Bundle(Contract(forward=forward), build(TINY).state_dict(), {}), "soft")
+    predict(str(url), Bundle(Contract(forward=forward), build(TINY).state_dict(), {}), "soft")
     return str(url)
 
 

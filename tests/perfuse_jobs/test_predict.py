@@ -19,10 +19,10 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import QuarantineError, ScanError
 from perfuse.geometry import Index3
-from perfuse.inference import predict_local, prepare, scratch
+from perfuse.inference import Runner, predict, prepare, scratch
 from perfuse.inference.prediction import Prediction
 from perfuse.models import build
-from perfuse_jobs.predict import fill_ray, predict_ray
+from perfuse_jobs.predict import on_ray
 from perfuse_jobs.workers import Workers
 
 TINY = Network(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
@@ -55,15 +55,15 @@ def test_any_number_of_actors(scan_url: str) -> None:
     """Two models as one, each of two classes."""
     classes = ("a", "b")
     together = Ensemble((bundle(classes=classes), bundle(seed=1, classes=classes)), 128)
-    predict_local(scan_url, together, "one")
-    predict_ray(scan_url, together, "two", workers=Workers(2, 2))
+    predict(scan_url, together, "one")
+    predict(scan_url, together, "two", runner=on_ray(Workers(2, 2)))
     scan = Scan.open(scan_url)
     for name in classes:
         np.testing.assert_array_equal(scan.label(f"one-{name}")[:], scan.label(f"two-{name}")[:])
         assert scan.label_info(f"one-{name}").digest == scan.label_info(f"two-{name}").digest
     assert scan.label_info("one-a").digest != scan.label_info("one-b").digest
     begin = time.perf_counter()
-    predict_ray(scan_url, together, "two", workers=Workers(1, 3))
+    predict(scan_url, together, "two", runner=on_ray(Workers(1, 3)))
     assert time.perf_counter() - begin < 5, "a finished label is not computed again"
 
 
@@ -99,16 +99,16 @@ def test_actors_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ingested(tmp_path / "a", shape),
         ingested(tmp_path / "b", shape, volumes.Layout(shard_chunks=(1, 1, 2))),
     )
-    predict_local(whole, made, "soft")
+    predict(whole, made, "soft")
     monkeypatch.setattr(scratch, "BAND", 64)
     prediction = prepare(cut, made, "soft")
     rows = prediction.slabs_to_do()
     with monkeypatch.context() as patch, Killer(2) as first:
         patch.setattr(Prediction, "slabs_to_do", lambda self: rows[: len(rows) // 2])
-        fill_ray(prediction, made, Workers(1, 1))
+        on_ray(Workers(1, 1)).fill(prediction, made)
     assert len(prediction.slabs_to_do()) == len(rows) - len(rows) // 2
     with Killer(3) as second:
-        predict_ray(cut, made, "soft", workers=Workers(3, 3))
+        predict(cut, made, "soft", runner=on_ray(Workers(3, 3)))
     assert first.killed
     assert second.killed
     one, other = Scan.open(whole), Scan.open(cut)
@@ -126,11 +126,11 @@ def test_a_poisoned_slab_is_named_and_the_rest_is_done(scan_url: str) -> None:
     kept = torn.read_bytes()
     torn.write_bytes(kept[: len(kept) // 2] + bytes(len(kept) - len(kept) // 2))
     with pytest.raises(QuarantineError, match=r"slab axis z, planes 64 to 79 .*is damaged"):
-        predict_ray(scan_url, poisoned, "soft", workers=Workers(2, 2))
+        predict(scan_url, poisoned, "soft", runner=on_ray(Workers(2, 2)))
     torn.write_bytes(kept)
     assert [row["task"] for row in prepare(scan_url, poisoned, "soft").slabs_to_do()] == [1]
-    predict_ray(scan_url, poisoned, "soft")
-    predict_local(scan_url, poisoned, "whole")
+    predict(scan_url, poisoned, "soft", runner=on_ray(Workers(1, 1)))
+    predict(scan_url, poisoned, "whole")
     scan = Scan.open(scan_url)
     np.testing.assert_array_equal(scan.label("soft")[:], scan.label("whole")[:])
 
@@ -140,12 +140,12 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_predict import bundle
-from perfuse.inference import predict_local
+from perfuse.inference import predict
 from perfuse.inference.engine import Engine
 import time
-plain = Engine.logits
-Engine.logits = lambda self, images: (time.sleep(0.02), plain(self, images))[1]
-predict_local(sys.argv[1], bundle(), "killed")
+plain = Engine._logits
+Engine._logits = lambda self, images: (time.sleep(0.02), plain(self, images))[1]
+predict(sys.argv[1], bundle(), "killed")
 """
 
 
@@ -163,8 +163,8 @@ def test_kill_and_again(scan_url: str) -> None:
     process.wait()
     left = prediction.slabs_to_do()
     assert 0 < len(left) < len(prediction.slabs())
-    predict_local(scan_url, bundle(), "killed")
-    predict_local(scan_url, bundle(), "undisturbed")
+    predict(scan_url, bundle(), "killed")
+    predict(scan_url, bundle(), "undisturbed")
     scan = Scan.open(scan_url)
     np.testing.assert_array_equal(scan.label("killed")[:], scan.label("undisturbed")[:])
 
@@ -173,7 +173,7 @@ def test_kill_and_again(scan_url: str) -> None:
 def test_a_damaged_scan_is_one_message_also_from_an_actor(scan_url: str) -> None:
     shard = next(path for path in Path(scan_url, "0", "c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-100])
-    for predict in (predict_local, predict_ray):
+    for runner in (Runner(), on_ray(Workers(2, 2))):
         with pytest.raises(ScanError, match=r"p\.ome\.zarr is damaged.*\n?.*perfuse scan verify") as raised:
-            predict(scan_url, bundle(), "vessels")
+            predict(scan_url, bundle(), "vessels", runner=runner)
         assert "\n" not in str(raised.value)

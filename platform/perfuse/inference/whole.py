@@ -1,0 +1,65 @@
+"""A whole prediction, in this process, or with other processes for its parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from perfuse.bundle import Model
+from perfuse.catalog import LabelInfo
+from perfuse.console import progress
+from perfuse.geometry import Box
+from perfuse.inference import attempts
+from perfuse.inference.prediction import Prediction, Worker
+from perfuse.inference.preparing import already_done, prepare
+from perfuse.locks import writing
+from perfuse.parallel import in_order
+
+
+def fill(prediction: Prediction, model: Model) -> None:
+    """Make the members' logits that are not there yet."""
+    import torch
+
+    worker = Worker(prediction, model, torch.get_num_threads())
+    rows = prediction.slabs_to_do()
+    with progress(f"predict {prediction.output}, slabs", len(rows)) as advance:
+        for _ in attempts.all_of(worker, rows):
+            advance()
+
+
+def fuse(prediction: Prediction) -> None:
+    """Make probabilities of the members' logits, where they are not made yet."""
+    rows = prediction.shards_to_do()
+    with progress(f"fuse {prediction.output}, shards", len(rows)) as advance:
+        for _ in in_order(prediction.run_fuse, rows):
+            advance()
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Who does the parts of a prediction: this process, or others that say so."""
+
+    fill: Callable[[Prediction, Model], None] = fill
+    fuse: Callable[[Prediction], None] = fuse
+
+
+def predict(
+    scan_url: str,
+    model: Model,
+    output: str,
+    *,
+    roi: Box | None = None,
+    keep_scratch: bool = False,
+    runner: Runner = Runner(),
+) -> tuple[LabelInfo, ...]:
+    """Predict a scan into a soft label for each class: `output`, or `output`-CLASS where there are several.
+
+    Done work is not repeated: neither a finished label nor a finished slab. roi: the voxels of the scan that are predicted.
+    keep_scratch: the members' logits stay beside the scan, for other fusions of them. The voxels do not depend on the runner.
+    """
+    prediction = prepare(scan_url, model, output, roi=roi)
+    with writing(scan_url, f"label-{output}"):
+        done = already_done(prediction, model)
+        if done is not None:
+            return done
+        runner.fill(prediction, model)
+        runner.fuse(prediction)
+        return prediction.finish(model, keep_scratch=keep_scratch)

@@ -13,6 +13,7 @@ from perfuse import intensity, measured, storage, volumes
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, Spacing
 from perfuse.measured import array_of
+from perfuse.shards import ShardFormat
 from perfuse.validity import Kind, LabelBox, identity
 
 SUFFIX = ".ome.zarr"
@@ -192,7 +193,7 @@ class Scan:
 
     def _read(self, array: zarr.Array[Any], box: Box) -> npt.NDArray[Any]:
         with self.decoding(array.path, box):
-            return np.asarray(array[box.slices])
+            return ShardFormat.of(array).read_box(box)
 
     @contextmanager
     def decoding(self, path: str, box: Box) -> Iterator[None]:

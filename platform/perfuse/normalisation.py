@@ -31,7 +31,8 @@ def normalise(
 ) -> npt.NDArray[np.float32]:
     """Intensities to float32 around 0 … 1; at most `clip` beyond. A constant volume becomes 0."""
     low, high = window
-    scaled = (voxels.astype(np.float32) - np.float32(low)) * np.float32(1.0 / max(high - low, 1e-6))
+    scaled: npt.NDArray[np.float32] = np.subtract(voxels, np.float32(low), dtype=np.float32)
+    scaled *= np.float32(1.0 / max(high - low, 1e-6))
     if normalisation.knee is not None:
         knee = np.float32(normalisation.knee)
         scaled = np.arcsinh(scaled / knee) / np.arcsinh(1 / knee)

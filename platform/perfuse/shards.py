@@ -109,38 +109,37 @@ class ShardFormat:
                 voxels[part.slices] = chunk[tuple(slice(n) for n in part.shape)]
         return voxels
 
-    def chunks(self, box: Box) -> Iterator[tuple[Box, Voxels]]:
-        """The stored chunks that meet a box, and where each lies; all else is 0. Only their bytes are read.
+    def read_box(self, box: Box, out: Voxels | None = None) -> Voxels:
+        """The voxels of any box inside the volume, [z, y, x]; into `out`, which is 0 before. Only chunks that meet it are read.
 
-        A chunk counts until the next one. Raises what the codec raises where it is damaged.
+        Raises what the codec raises where a chunk is damaged.
         """
-        grid = [s // c for s, c in zip(self.shard_zyx, self.chunk_zyx, strict=True)]
+        voxels = np.zeros(box.shape, self.dtype) if out is None else out
         chunk = np.empty(self.chunk_zyx, self.dtype)
-        for shard in _meeting(box, self.shard_zyx, self.shape_zyx):
-            url = storage.join(self.url, self.key(shard))
-            try:
-                (tail,) = storage.read_ranges(url, [(-16 * prod(grid) - 4, 0)])
-            except FileNotFoundError:
+        wanted = list(self._stored(box))
+        for (part, *_), stored in zip(wanted, storage.read_ranges([place for _, place in wanted]), strict=True):
+            if stored is None:
+                raise ValueError("a shard went away while it was read")
+            self.codec.decode(stored, chunk)
+            common = part.intersect(box)
+            voxels[common.relative_to(box.start).slices] = chunk[common.relative_to(part.start).slices]
+        return voxels
+
+    def _stored(self, box: Box) -> Iterator[tuple[Box, tuple[str, int, int]]]:
+        """The chunks that meet a box and are stored, and where: URL of the shard, first byte, last + 1. All else is 0."""
+        grid = [s // c for s, c in zip(self.shard_zyx, self.chunk_zyx, strict=True)]
+        shards = list(_meeting(box, self.shard_zyx, self.shape_zyx))
+        urls = [storage.join(self.url, self.key(shard)) for shard in shards]
+        tails = storage.read_ranges([(url, -16 * prod(grid) - 4, 0) for url in urls])
+        for shard, url, tail in zip(shards, urls, tails, strict=True):
+            if tail is None:
                 continue
             index = _index(tail, grid)
-            parts, ranges = [], []
             for part in _meeting(box.intersect(shard), self.chunk_zyx, self.shape_zyx):
                 inside = part.relative_to(shard.start).start
                 offset, size = map(int, index[tuple(a // c for a, c in zip(inside, self.chunk_zyx, strict=True))])
                 if offset != _ABSENT:
-                    parts.append(part)
-                    ranges.append((offset, offset + size))
-            for part, stored in zip(parts, storage.read_ranges(url, ranges) if ranges else [], strict=True):
-                self.codec.decode(stored, chunk)
-                yield part, chunk[tuple(slice(n) for n in part.shape)]
-
-    def read_box(self, box: Box, out: Voxels | None = None) -> Voxels:
-        """The voxels of any box inside the volume, [z, y, x]; into `out`, which is 0 before. Raises as `chunks`."""
-        voxels = np.zeros(box.shape, self.dtype) if out is None else out
-        for part, chunk in self.chunks(box):
-            common = part.intersect(box)
-            voxels[common.relative_to(box.start).slices] = chunk[common.relative_to(part.start).slices]
-        return voxels
+                    yield part, (url, offset, offset + size)
 
     def encode(self, voxels: Voxels) -> list[bytes]:
         """The bytes of a shard, in parts; none when all voxels are 0.

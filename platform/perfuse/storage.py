@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +98,34 @@ def read_bytes(url: str) -> bytes:
         return bytes(filesystem(url).cat_file(url))
 
 
-def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Parts of a file, each from one byte to before another; (−n, 0): its last n bytes. FileNotFoundError when it is absent."""
-    with reaching(url):
-        if is_remote(url):
-            starts, stops = [a for a, _ in ranges], [b or None for _, b in ranges]
-            return list(filesystem(url).cat_ranges([url] * len(ranges), starts, stops, on_error="raise"))
-        with local_path(url).open("rb", buffering=0) as file:
-            parts = []
-            for start, stop in ranges:
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | None]:
+    """Parts of files, in order: URL, first byte, last + 1; (URL, −n, 0): its last n bytes. None where there is no such file.
+
+    From a remote store all are fetched at once; from a disk one after the other, as they are asked for.
+    """
+    if ranges and is_remote(ranges[0][0]):
+        yield from _fetched(ranges)
+        return
+    for url, of_file in groupby(ranges, key=itemgetter(0)):
+        path = local_path(url)
+        if not path.exists():
+            yield from (None for _ in of_file)
+            continue
+        with reaching(url), path.open("rb", buffering=0) as file:
+            for _, start, stop in of_file:
                 file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
-                parts.append(file.read(stop - start))
-            return parts
+                yield file.read(stop - start)
+
+
+def _fetched(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | None]:
+    url = ranges[0][0]
+    with reaching(url):
+        urls, starts, stops = zip(*ranges, strict=True)
+        ends = [stop or None for stop in stops]
+        for found in filesystem(url).cat_ranges(list(urls), list(starts), ends, on_error="return"):
+            if isinstance(found, Exception) and not isinstance(found, FileNotFoundError):
+                raise found
+            yield None if isinstance(found, FileNotFoundError) else bytes(found)
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -145,7 +145,7 @@ def compared(
     least = np.array([read_by(threshold, name) for name in class_names], np.uint8)
     masks, probabilities = [], []
     for logits in (answer, plain):
-        by_class = np.moveaxis(logits.reshape(len(logits), len(least), -1), 1, -1)
+        by_class = np.moveaxis(logits.astype(np.int32).reshape(len(logits), len(least), -1), 1, -1)
         masks.append(fuse([Seen(by_class, 1, blend)]) >= least)
         probabilities.append(by_class / (255 * P_ONE) if blend == "probability" else 1 / (1 + np.exp(-by_class / ONE)))
     return float(np.abs(probabilities[0] - probabilities[1]).max()), float(np.mean(masks[0] != masks[1]))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 Images = npt.NDArray[np.float32]
-Fixed = npt.NDArray[np.int32]
+Fixed = npt.NDArray[np.int16]
 
 MOST_STREAMS = 8
 """Batches that a process computes at once, at most, for each holds a network's activations. More cores take more processes."""
@@ -79,7 +79,7 @@ class Engine:
 
     def _numbers(self, batch: "torch.Tensor") -> "torch.Tensor":
         answer: torch.Tensor = self.network(batch)
-        if answer.isnan().any():
+        if answer.amin().isnan():
             raise ContractError(
                 f"The network's logits are no numbers (NaN), computed by {self.backend}. Its weights do not suit that "
                 "precision, or are damaged: write precision: fp32 into its contract, or train it anew."

@@ -58,9 +58,9 @@ class Seen:
         if forward.axis_fusion == "max":
             return cls(np.maximum.reduce(seen).astype(np.int32), 1, forward.blend)
         weights = forward.axis_weights or (1,) * len(seen)
-        total = np.zeros((), np.int32)
+        total = np.zeros(seen[0].shape, np.int32)
         for part, weight in zip(seen, weights, strict=True):
-            total = total + part.astype(np.int32) * np.int32(weight)
+            total += part if weight == 1 else part * np.int32(weight)
         return cls(total, sum(weights), forward.blend)
 
     def as_(self, blend: Blend, temperature: float = 1.0) -> "Seen":

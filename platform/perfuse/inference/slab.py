@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from perfuse.contract import Forward, Network
 from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
+from perfuse.inference import blending
 from perfuse.inference.engine import Engine, Fixed, Images
 from perfuse.inference.logits import BACKGROUND, Logits, divide, window
 
@@ -140,37 +141,29 @@ class _Band:
 
     def add(self, left: int, runs: list[int], answers: Iterator[Fixed]) -> None:
         """Add a tile that begins at a column: of each plane the sum over the panels that show it, whose answers come next."""
+        into, at_column = (np.zeros_like(self.total[..., : self.tile]), 0) if self.largest else (self.total, left)
         classes, depth = self.total.shape[:2]
-        summed = np.zeros((classes, depth, self.tile, self.tile), np.int32)
         for place in _places_of(self.network, self.planes, runs):
-            volumes = np.moveaxis(next(answers).reshape(PLANES, classes, -1, self.tile, self.tile), 0, 2)
+            panels = next(answers).reshape(PLANES, classes, -1, self.tile, self.tile)
             for number, at in _lands(self.network, self.planes, place):
-                low, high = max(at, 0), min(at + PLANES, depth)
-                if low < high:
-                    summed[:, low:high] += volumes[:, number, low - at : high - at]
-        self._blend(left, runs, summed)
-
-    def _blend(self, left: int, runs: list[int], summed: Fixed) -> None:
-        count, across = len(self.network.targets), slice(left, left + self.tile)
+                for run in runs:
+                    low, high = max(at, PLANES * run), min(at + PLANES, PLANES * (run + 1), depth)
+                    if low < high:
+                        blending.add(into, panels, self.pixels, number, (low - at, high - at), low, at_column)
+        across = slice(left, left + self.tile)
         for run in runs:
-            planes = slice(PLANES * run, PLANES * (run + 1))
-            there, part = self.total[:, planes, :, across], summed[:, planes]
+            planes, panels_of_each = slice(PLANES * run, PLANES * (run + 1)), len(self.network.targets)
             if self.largest:
-                np.maximum(there, divide(part, count), out=there)
+                there = self.total[:, planes, :, across]
+                np.maximum(there, divide(into[:, planes], panels_of_each), out=there)
                 self.weight[run, :, across] = 1
             else:
-                there += part * self.pixels
-                self.weight[run, :, across] += count * self.pixels
+                self.weight[run, :, across] += panels_of_each * self.pixels
 
     def finished(self, rows: int) -> Logits:
         """The first rows, to which no further tile adds: int16[classes, planes, rows, columns]."""
         out = np.empty((*self.total.shape[:2], rows, self.total.shape[3]), np.int16)
-        for run, weight in enumerate(self.weight[:, :rows]):
-            planes = slice(PLANES * run, PLANES * (run + 1))
-            total = self.total[:, planes, :rows]
-            out[:, planes] = total if (weight == 1).all() else divide(total, np.maximum(weight, 1))
-            if not weight.all():
-                out[:, planes, weight == 0] = self.background
+        blending.divide(self.total, self.weight, PLANES, self.background, out)
         return out
 
     def roll(self, rows: int) -> None:
@@ -229,7 +222,9 @@ def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]
 
 
 def _panels(part: Images, shown: list[int]) -> Images:
-    return np.ascontiguousarray(np.stack([part[n : n + PLANES] for n in shown], axis=1))
+    if len(shown) == 1:
+        return part[shown[0] : shown[0] + PLANES, None]
+    return np.stack([part[n : n + PLANES] for n in shown], axis=1)
 
 
 def middle_batch(forward: Forward, read: Read, shape_zyx: Index3) -> Images:

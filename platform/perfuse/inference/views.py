@@ -23,32 +23,34 @@ GROUPS: dict[Turns, tuple[tuple[int, bool], ...]] = {
 
 def turned(images: "Tensor", quarters: int, mirrored: bool) -> "Tensor":
     """Images [.., n, n], each mirrored, then turned."""
-    return (images.flip(-1) if mirrored else images).rot90(quarters, (-2, -1))
+    mirror = images.flip(-1) if mirrored else images
+    return mirror.rot90(quarters, (-2, -1)) if quarters else mirror
 
 
 def turned_back(images: "Tensor", quarters: int, mirrored: bool) -> "Tensor":
     """The inverse of `turned`."""
-    back = images.rot90(-quarters, (-2, -1))
+    back = images.rot90(-quarters, (-2, -1)) if quarters else images
     return back.flip(-1) if mirrored else back
 
 
 def answer(network: "Callable[[Tensor], Tensor]", images: "Tensor", forward: Forward) -> "Tensor":
-    """Fixed point int32[n, classes · targets, h, w] of images [n, planes, h, w]: the integer mean over turns and scales.
+    """Fixed point int16[n, classes · targets, h, w] of images [n, planes, h, w]: the integer mean over turns and scales.
 
     In logits or probabilities, as the contract blends. Sums are of integers: they do not depend on the order of views.
     """
     import torch
 
     views = GROUPS[forward.turns]
-    total = torch.zeros((), dtype=torch.int32, device=images.device)
+    count = len(views) * len(forward.scales)
+    kind = torch.int16 if count == 1 else torch.int32
+    total = torch.zeros((), dtype=kind, device=images.device)
     for scale in forward.scales:
         seen = resized(images, scale)
         for view in views:
             shown = turned(seen, *view).contiguous(memory_format=torch.channels_last)
-            logits = turned_back(network(shown).float(), *view)
-            total = total + _fixed(resized(logits, 1 / scale, images.shape[-2:]), forward)
-    count = len(views) * len(forward.scales)
-    return total if count == 1 else torch.div(total + count // 2, count, rounding_mode="floor")
+            logits = turned_back(network(shown).to(torch.float32, copy=True), *view)
+            total = total + _fixed(resized(logits, 1 / scale, images.shape[-2:]), forward).to(kind)
+    return total if count == 1 else torch.div(total + count // 2, count, rounding_mode="floor").to(torch.int16)
 
 
 def resized(images: "Tensor", scale: float, size: "tuple[int, ...] | None" = None) -> "Tensor":
@@ -62,8 +64,9 @@ def resized(images: "Tensor", scale: float, size: "tuple[int, ...] | None" = Non
 
 
 def _fixed(logits: "Tensor", forward: Forward) -> "Tensor":
+    """In place, for pages that are touched for the first time cost more than the arithmetic."""
     import torch
 
     if forward.blend == "probability":
-        return (logits.sigmoid() * (255 * P_ONE)).round().to(torch.int32)
-    return (logits.clamp(-LIMIT, LIMIT) * ONE).round().to(torch.int32)
+        return logits.sigmoid_().mul_(255 * P_ONE).round_().to(torch.int16)
+    return logits.clamp_(-LIMIT, LIMIT).mul_(ONE).round_().to(torch.int16)

@@ -154,6 +154,38 @@ def test_sigterm_ends_a_step_with_a_checkpoint_and_the_same_command_goes_on(fold
         torch.testing.assert_close(finished_bundle(job).weights[name], value, rtol=0, atol=0)
 
 
+def test_a_validation_that_was_cut_off_is_made_up_for(undisturbed, folder, tmp_path, monkeypatch) -> None:
+    """Killed while it validates, it has lost no step; the same job validates first, and ends with the same network."""
+    job = _job(folder, tmp_path)
+
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("perfuse.training.engine.validate", killed)
+        with pytest.raises(SystemExit):
+            train_local(job, Reports())
+    reached = latest_step(job.folder)
+    assert reached == job.recipe.validate_every
+    reports = Reports()
+    train_local(job, reports)
+    assert min(reports) == reached
+    assert "val_score" in reports[reached]
+    assert finished_bundle(job).digest() == undisturbed[2].digest()
+
+
+def test_the_last_validation_is_made_up_for_too(folder, tmp_path) -> None:
+    job = _job(folder, tmp_path, "steps=2", "validate_every=2", "checkpoint_every=2")
+    with pytest.raises(KeyboardInterrupt):
+        train_local(job, lambda step, metrics, pictures: os.kill(os.getpid(), signal.SIGTERM))
+    assert latest_step(job.folder) == 2
+    assert not is_finished(job)
+    reports = Reports()
+    train_local(job, reports)
+    assert list(reports) == [2]
+    assert is_finished(job)
+
+
 def test_the_checkpoint_of_a_dead_write_is_never_the_latest(undisturbed, folder, tmp_path) -> None:
     job = _job(folder, tmp_path)
     (tmp_path / job.key[:16]).mkdir()

@@ -12,7 +12,7 @@ LATEST = "latest.json"
 def save(folder: str, state: dict[str, Any]) -> None:
     """Write a checkpoint and make it the latest; the one before it is removed after that.
 
-    state: tensors and plain values, with `step`, `best_step`, and in `course` the position in the schedule.
+    state: tensors and plain values, with `step`, `best_step`, `judged`, and in `course` the position in the schedule.
     """
     import torch
 
@@ -22,8 +22,8 @@ def save(folder: str, state: dict[str, Any]) -> None:
     before = _latest(folder)
     name = f"step-{state['step']:07d}.pt"
     storage.write_bytes(storage.join(folder, name), data)
-    steps = {"step": state["step"], "best_step": state["best_step"], "position": state["course"]["position"]}
-    entry = {**steps, "file": name, "sha256": storage.digest_bytes(data)}
+    about = {**{key: state[key] for key in ("step", "best_step", "judged")}, "position": state["course"]["position"]}
+    entry = {**about, "file": name, "sha256": storage.digest_bytes(data)}
     storage.write_json(storage.join(folder, LATEST), entry)
     if before and before["file"] != name:
         storage.remove_tree(storage.join(folder, before["file"]))
@@ -49,10 +49,10 @@ def latest_step(folder: str) -> int:
     return int(entry["step"]) if entry else 0
 
 
-def latest_position(folder: str) -> int:
-    """How far the latest checkpoint is in the schedule: its step, and those that convergence has passed over; 0 where there is none."""
+def has_reached(folder: str, position: int) -> bool:
+    """True when the latest checkpoint is so far in the schedule, and has been validated there."""
     entry = _latest(folder)
-    return int(entry["position"]) if entry else 0
+    return entry is not None and entry["position"] >= position and entry["judged"]
 
 
 def kept_steps(folder: str) -> tuple[int, int] | None:

@@ -24,6 +24,7 @@ from perfuse.training.validation import validate
 Report = Callable[[int, dict[str, float], dict[str, bytes]], None]
 """Called with the steps taken so far, metrics, and PNG pictures by name."""
 Batch = dict[str, Any]
+Metrics = dict[str, torch.Tensor | float]
 
 REPORT_EVERY = 10
 """Steps; the first of a run is reported too."""
@@ -46,7 +47,7 @@ def train(
     `accumulate` of them are a step. report: called on every rank, at the same steps. stop: asked after every step.
     wrap: how the network joins the other ranks (DDP). Only rank 0 writes checkpoints, validates and reports validation
     scores; where no donor selects, the last weights are kept. Raises RecipeError for what the network, its encoder or this
-    machine cannot do.
+    machine cannot do. A validation that was broken off, or that there was no time for, is made up for when the job goes on.
     """
     recipe, device = job.recipe, best_device()
     precision = resolve_precision(recipe.precision, device)
@@ -54,6 +55,19 @@ def train(
     state = State(job, checkpoints.load(job.folder), device, precision)
     network = wrap(state.network)
     learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]
+
+    def save() -> None:
+        checkpoints.save(job.folder, state.as_dict() | {"donors": job.donors()})
+
+    def judge(losses: Metrics) -> None:
+        scores, pictures = validate(job, state.averaged) if rank == 0 and job.validation else ({}, {})
+        if rank == 0:
+            state.keep_best(scores.get("val_score", math.inf))
+            save()
+        report(state.step, {k: float(v) for k, v in (losses | scores).items()}, pictures)
+
+    if state.due and not state.judged:
+        judge({})
     if state.course.finished:
         return
     first = state.step + 1
@@ -67,17 +81,13 @@ def train(
                 f"{' '.join(str(error).split()[:30])}). Compiling needs a C++ compiler. Use --set compiled=false"
             ) from error
         pace.step()
-        due = state.step % recipe.validate_every == 0 or state.course.finished
         stopping = stop()
-        pictures: dict[str, bytes] = {}
-        if due and rank == 0:
-            scores, pictures = validate(job, state.averaged) if job.validation else ({}, {})
-            state.keep_best(scores.get("val_score", math.inf))
-            losses |= scores
-        if rank == 0 and (due or stopping or state.step % recipe.checkpoint_every == 0):
-            checkpoints.save(job.folder, state.as_dict() | {"donors": job.donors()})
-        if due or state.step == first or state.step % REPORT_EVERY == 0:
-            report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, pictures)
+        if rank == 0 and (state.due or stopping or state.step % recipe.checkpoint_every == 0):
+            save()  # before validating too: that takes longer than a spot machine waits
+        if state.due and not stopping:
+            judge(losses | pace.speed())
+        elif state.step == first or state.step % REPORT_EVERY == 0:
+            report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, {})
         if stopping or state.course.finished:
             return
 
@@ -105,7 +115,7 @@ class _Step:
         self.whole = recipe.batch * recipe.accumulate / world
         """Crops of a step, for each rank: by its share of them the loss of a rank's batch counts in the mean of ranks."""
 
-    def __call__(self, batches: list[Batch]) -> dict[str, torch.Tensor | float]:
+    def __call__(self, batches: list[Batch]) -> Metrics:
         """Learn from the batches; returns their mean losses, which are only waited for when they are looked at."""
         recipe, state = self.recipe, self.state
         rate = learning_rate(recipe, state.course.position)
@@ -116,7 +126,7 @@ class _Step:
         if frozen:
             encoder_of(state.network, "frozen_encoder_steps").eval()
         state.optimiser.zero_grad(set_to_none=True)
-        losses: dict[str, torch.Tensor | float] = {}
+        losses: Metrics = {}
         whole = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1

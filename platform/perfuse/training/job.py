@@ -247,13 +247,13 @@ def _pixels(scan: Scan, axis: str) -> list[float]:
 
 def is_finished(job: TrainingJob) -> bool:
     """True when a job is at the end of its schedule."""
-    return checkpoints.latest_position(job.folder) >= job.recipe.steps
+    return checkpoints.has_reached(job.folder, job.recipe.steps)
 
 
 def finished_bundle(job: TrainingJob) -> Bundle:
     """The bundle of a finished job: the best averaged weights, the contract, and where they come from."""
     state = checkpoints.load(job.folder)
-    if state is None or state["course"]["position"] < job.recipe.steps:
+    if state is None or not is_finished(job):
         raise RecipeError(f"The training in {job.folder} is not finished. Run the same `perfuse train` again.")
     lineage = {
         "key": job.key,

@@ -38,6 +38,7 @@ class State:
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
         self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, on_cpu(self.averaged)
         self.course = Course(recipe, saved and saved["course"])
+        self._recipe, self._judged_step = recipe, 0
         if saved is not None:
             self._restore(saved)
 
@@ -48,11 +49,23 @@ class State:
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best_step, self.best_score = saved["step"], saved["best_step"], saved["best_score"]
         self.best, self.origin = saved["best"], saved["origin"]
+        self._judged_step = saved["step"] if saved["judged"] else 0
+
+    @property
+    def due(self) -> bool:
+        """True after a step that is to be validated; the last one always is."""
+        return self.course.finished or (self.step > 0 and self.step % self._recipe.validate_every == 0)
+
+    @property
+    def judged(self) -> bool:
+        """True when the latest step has been: `keep_best` knows its score."""
+        return self._judged_step == self.step
 
     def as_dict(self) -> dict[str, Any]:
         """All that `State` needs to go on: tensors on the CPU and plain values."""
         return {
             "step": self.step,
+            "judged": self.judged,
             "course": self.course.as_dict(),
             "network": on_cpu(self.network),
             "averaged": on_cpu(self.averaged),
@@ -66,6 +79,7 @@ class State:
 
     def keep_best(self, score: float) -> None:
         """Keep the averaged weights if none scored higher; of equals the later."""
+        self._judged_step = self.step
         if not score < self.best_score:
             self.best_score, self.best_step, self.best = score, self.step, on_cpu(self.averaged)
 

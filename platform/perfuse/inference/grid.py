@@ -6,6 +6,7 @@ A voxel's value follows from its own place alone, in one order of sums: it does 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +51,16 @@ class Grid:
         """Whether it is the scan's own grid."""
         return self.level == 0 and self.shape_zyx == self.scan.shape_zyx
 
-    def read(self, box: Box) -> Voxels:
-        """Intensities float32[z, y, x] inside a box of the grid."""
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is one of the scan's levels."""
+        return self.factor == (1.0, 1.0, 1.0)
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Intensities [z, y, x] inside a box of the grid: as they are stored, or float32."""
         array = self.scan.level(self.level)
-        if self.factor == (1.0, 1.0, 1.0):
-            voxels = self.scan.read_image(box) if self.level == 0 else array[box.slices]
-            return np.asarray(voxels, np.float32)
+        if self.is_stored:
+            return self.scan.read_image(box) if self.level == 0 else np.asarray(array[box.slices])
         return resized(
             lambda source: np.asarray(array[source.slices]), index3(array.shape), self.shape_zyx, self.factor, box
         )

@@ -1,8 +1,8 @@
 """Slabs through the network, where nothing waits that need not.
 
     one thread           the engine's          this thread    WRITERS threads
-    reads, decompresses  streams compute   →   blends a   →   compress and write  →  this thread
-    and normalises   →   batches               row of         whole shards           marks the slab done
+    reads and        →   streams normalise →   blends a   →   compress and write  →  this thread
+    decompresses         and compute batches   row of         whole shards           marks the slab done
     one band ahead       as many wait          tiles          as many wait
 
 What is read and computed ahead goes on into the next slab. An error or Ctrl-C anywhere ends all of it; a slab is marked when all of its
@@ -12,8 +12,8 @@ shards are written, and not before.
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from perfuse.geometry import Box
@@ -26,7 +26,7 @@ from perfuse.normalisation import bounds, normalise
 from perfuse.parallel import in_order
 
 WRITERS = 2
-Band = npt.NDArray[np.float32]
+Band = npt.NDArray[Any]
 Row = dict[str, int]
 
 
@@ -61,7 +61,10 @@ def finished(region: Region, slabs: list[Slab], engine: Engine) -> Iterator[Row]
     needed = None if region.everywhere else region.needed
 
     def read(box: Box) -> tuple[Box, Band]:
-        return box, normalise(region.grid.read(box), window, forward.normalisation)
+        return box, region.grid.read(box)
+
+    def shown(made: Callable[[], Band]) -> Callable[[], Images]:
+        return lambda: normalise(made(), window, forward.normalisation)
 
     def write(piece: _Piece) -> tuple[_Piece, list[bytes]]:
         return piece, piece.slab.scratch.write(piece.box, piece.logits)
@@ -71,7 +74,7 @@ def finished(region: Region, slabs: list[Slab], engine: Engine) -> Iterator[Row]
     digests: list[list[bytes]] = []
     with (
         closing(in_order(read, boxes, threads=1, waiting=1)) as bands,
-        closing(engine.all_logits(_batches(tiles, bands))) as answers,
+        closing(engine.all_logits(map(shown, _batches(tiles, bands)))) as answers,
         closing(in_order(write, _pieces(slabs, tiles, answers), threads=WRITERS, waiting=WRITERS)) as written,
     ):
         for piece, found in written:
@@ -82,7 +85,7 @@ def finished(region: Region, slabs: list[Slab], engine: Engine) -> Iterator[Row]
                 yield piece.slab.row
 
 
-def _batches(tiles: list[Tiles], bands: Iterator[tuple[Box, Band]]) -> Iterator[Callable[[], Images]]:
+def _batches(tiles: list[Tiles], bands: Iterator[tuple[Box, Band]]) -> Iterator[Callable[[], Band]]:
     def next_band(box: Box) -> Band:
         there, voxels = next(bands)
         assert box == there, f"{there} was read ahead, and {box} is asked for"

@@ -68,7 +68,7 @@ def _plan(scan: Scan, forward: Forward, roi: Box | None) -> PredictionPlan:
         input_bytes=voxels * np.dtype(scan.info.dtype).itemsize * len(axes),
         scratch_bytes=2 * voxels * len(axes) * classes,
         output_bytes=output.size * classes,
-        peak_bytes=max(_slab_bytes(w, h, forward) for _, h, w in seen),
+        peak_bytes=max(_slab_bytes(grid, w, h, forward) for _, h, w in seen),
     )
 
 
@@ -107,15 +107,18 @@ def _along(length: int, forward: Forward) -> int:
     return len(tile_starts(length, forward.tile, forward.stride))
 
 
-def _slab_bytes(width: int, height: int, forward: Forward) -> int:
+def _slab_bytes(grid: Grid, width: int, height: int, forward: Forward) -> int:
     columns = max(width, forward.tile) + forward.tile
     network = forward.network
     reach = network.shown[-1] - network.shown[0] + network.targets[-1] - network.targets[0]
     band = (SLAB + 2 * PLANES + reach) * forward.tile * columns
-    reading = band * ((2 + 4 + 4) + 4 + (4 + 4 + 4))  # what is being read, what waits, two rows of tiles in use
+    voxel = np.dtype(grid.scan.info.dtype).itemsize if grid.is_stored else 4
+    reading = band * (
+        4 * voxel + (0 if grid.is_stored else 8)
+    )  # what is being read, what waits, two rows of tiles in use
     streams = 2 * min(MOST_STREAMS, os.cpu_count() or 1)  # whose answers wait, and those under way
     pictures = len(network.shown) + 2 * len(network.class_names) * len(network.targets)
     computing = streams * PLANES * pictures * forward.tile**2 * 4
-    adding = 2 * SLAB * forward.tile * columns * 4
+    adding = (SLAB * (2 if forward.window == "max" else 1) + SLAB // PLANES) * forward.tile * columns * 4
     gathering = SLAB * ((2 + WRITERS) * min(BAND, height) + forward.tile) * width * 2
     return reading + computing + len(network.class_names) * (adding + gathering)

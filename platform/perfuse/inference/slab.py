@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,8 @@ from perfuse.inference.logits import BACKGROUND, Logits, divide, window
 PLANES = 8
 """Planes in a batch; slabs are multiples of it."""
 
-Read = Callable[[Box], npt.NDArray[np.float32]]
+Voxels = npt.NDArray[Any]
+Read = Callable[[Box], Voxels]
 Needed = Callable[[Box], bool]
 """Whether the network has to see what lies in a box of the volume."""
 
@@ -79,8 +81,8 @@ class Tiles:
         tile, shown = self.forward.tile, _planes_shown(self.forward.network, self.planes)
         return _box_read(self.shape_zyx, self.axis, shown, (top, top + tile), (min(tiles), max(tiles) + tile))
 
-    def batches(self, read: Read) -> Iterator[Callable[[], Images]]:
-        """What the network is shown, tile by tile. read: normalised voxels of one of `boxes`."""
+    def batches(self, read: Read) -> Iterator[Callable[[], Voxels]]:
+        """What the network is shown, tile by tile: [PLANES, planes, tile, tile]. read: voxels of one of `boxes`."""
         network, tile = self.forward.network, self.forward.tile
         first, _ = shown = _planes_shown(network, self.planes)
         for top, tiles in self.wanted.items():
@@ -118,7 +120,7 @@ def rows_of_logits(
     planes: tuple[int, int],
     needed: Needed | None = None,
 ) -> Iterator[tuple[int, Logits]]:
-    """`Tiles.rows` of one slab, from the engine's answers."""
+    """`Tiles.rows` of one slab, from the engine's answers. read: normalised voxels, float32."""
     tiles = Tiles(engine.forward, shape_zyx, axis, planes, needed)
     with closing(engine.all_logits(tiles.batches(read))) as answers:
         yield from tiles.rows(answers)
@@ -210,18 +212,18 @@ def _box_read(
     return along_axis(axis, planes, rows, columns).intersect(Box.whole(shape_zyx))
 
 
-def _beyond(voxels: npt.NDArray[np.float32], planes: tuple[int, int], depth: int) -> npt.NDArray[np.float32]:
+def _beyond(voxels: Voxels, planes: tuple[int, int], depth: int) -> Voxels:
     """Planes that lie beyond the volume: its first and last repeated."""
     beyond = max(-planes[0], 0), max(planes[1] - depth, 0)
     return np.pad(voxels, [beyond, (0, 0), (0, 0)], mode="edge") if any(beyond) else voxels
 
 
-def _pad_to(part: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]:
+def _pad_to(part: Voxels, tile: int) -> Voxels:
     missing = [(0, 0), *((0, tile - n) for n in part.shape[1:])]
     return np.pad(part, missing, mode="symmetric") if any(after for _, after in missing) else part
 
 
-def _panels(part: Images, shown: list[int]) -> Images:
+def _panels(part: Voxels, shown: list[int]) -> Voxels:
     if len(shown) == 1:
         return part[shown[0] : shown[0] + PLANES, None]
     return np.stack([part[n : n + PLANES] for n in shown], axis=1)

@@ -5,19 +5,21 @@ a stage that was killed goes on as its verb does.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import Field
 
 from perfuse import settings, storage
+from perfuse.bundle import Ensemble as Several
 from perfuse.bundle import Model
 from perfuse.campaigns.planning import Plan, Planned
 from perfuse.campaigns.schema import Ensemble, Evaluate, Predict, PseudoLabel, Train
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.console import say
-from perfuse.contract import Frozen
+from perfuse.contract import Frozen, Fusion
 from perfuse.errors import CampaignError, RegistryError
+from perfuse.inference.options import fused_otherwise
 from perfuse.locks import writing
 from perfuse.pseudolabels import human_label, pseudolabel
 from perfuse.registry import load_model, record_evaluation, record_scores, scores_of
@@ -39,6 +41,8 @@ class Result(Frozen):
     run_id: str = ""
     models: tuple[str, ...] = ()
     """URIs; of an ensemble its members."""
+    fusion: Fusion = Fusion()
+    """How these answer as one."""
     threshold: int | None = None
     labels: dict[str, LabelInfo] = Field(default={})
     """By URL of the scan."""
@@ -160,8 +164,10 @@ class _Runner:
         model = load_model(uris)
         if model.class_names != ("",):
             raise CampaignError(f"{model.uri} tells {', '.join(model.class_names)} apart; campaigns are of one class.")
-        threshold = known[0].threshold if len(names) == 1 and known else None
-        return model if threshold is None else model.with_threshold(threshold)
+        if len(names) > 1 or not known:
+            return model
+        model = replace(model, fusion=known[0].fusion) if isinstance(model, Several) else model
+        return model if known[0].threshold is None else model.with_threshold(known[0].threshold)
 
     def predict(self, url: str, model: Model, output: str) -> LabelInfo:
         """Write a model's soft label of a scan."""
@@ -217,7 +223,7 @@ class _Runner:
     def _ensemble(self, planned: Planned, stage: Ensemble) -> Result:
         if stage.threshold_from is not None:
             return self._inheriting(planned, stage, stage.threshold_from)
-        model, scans = self._model(stage.models), [Scan.open(site.url) for site in planned.scans]
+        model, scans = self._together(stage), [Scan.open(site.url) for site in planned.scans]
         truths = {human_label(scan) for scan in scans}
         truth = truths.pop()
         if truths or truth is None:
@@ -226,15 +232,16 @@ class _Runner:
         threshold = tune([Scan.open(url) for url in labels], planned.output, truth).chosen
         labels = {url: self.predict(url, model.with_threshold(threshold), planned.output) for url in labels}
         scores = [asdict(evaluate(Scan.open(url), planned.output, truth)) for url in labels]
-        models = tuple(member.uri for member in model.members)
-        return _result(planned, models=models, threshold=threshold, labels=labels, scores=tuple(scores))
+        return _result(planned, **_answering(model), threshold=threshold, labels=labels, scores=tuple(scores))
+
+    def _together(self, stage: Ensemble) -> Model:
+        return fused_otherwise(self._model(stage.models), stage.average, stage.weights, stage.temperatures)
 
     def _inheriting(self, planned: Planned, stage: Ensemble, threshold_from: str) -> Result:
         """Members that have learnt from everything: threshold and scores are those of earlier ensembles."""
         scores = [score | {"kind": "sibling"} for name in stage.siblings for score in self.results[name].scores]
-        models = tuple(member.uri for member in self._model(stage.models).members)
         threshold = self._model((threshold_from,)).threshold
-        return _result(planned, models=models, threshold=threshold, scores=tuple(scores))
+        return _result(planned, **_answering(self._together(stage)), threshold=threshold, scores=tuple(scores))
 
     def _predict(self, planned: Planned, stage: Predict) -> Result:
         model = self._model((stage.model,))
@@ -259,6 +266,10 @@ class _Runner:
         for score in scores:
             record_evaluation(score, kind="test")
         return _result(planned, labels=labels, scores=tuple(asdict(score) for score in scores))
+
+
+def _answering(model: Model) -> dict[str, Any]:
+    return {"models": tuple(member.uri for member in model.members), "fusion": model.fusion}
 
 
 def _result(planned: Planned, **made: Any) -> Result:

@@ -151,6 +151,9 @@ def test_nothing_learns_from_a_test_donor(scans, tmp_path):
     refused(scans, path, r"donor 'a' is kept for testing.*first ← human of a")
 
 
+PAIR = {"kind": "ensemble", "name": "e", "models": ["models:/m/1", "models:/m/2"]}
+
+
 @pytest.mark.parametrize(
     ("stages", "match"),
     [
@@ -159,10 +162,21 @@ def test_nothing_learns_from_a_test_donor(scans, tmp_path):
         ([{"kind": "ensemble", "name": "e", "models": ["models:/m/1"]}], "ensemble two or more; ensemble got 1"),
         (
             [
-                {"kind": "ensemble", "name": "e", "models": ["models:/m/1", "models:/m/2"]},
+                PAIR,
                 {**TRAIN_A, "init_from": "e"},
             ],
             "cannot start from 'e'",
+        ),
+        ([{**PAIR, "weights": [1, 2, 3]}], "3 weights for 2 models: give one for each"),
+        ([{**PAIR, "weights": [0, 0]}], "at least one must be above 0"),
+        ([{**PAIR, "kind": "tune", "models": ["models:/m/1"], "average": "logit"}], "average, .* are for an ensemble"),
+        (
+            [{**PAIR, "weights": [1, 2]}, {**PAIR, "name": "f", "models": ["e", "models:/m/3"]}],
+            "stage 'f' averages members of 'e' otherwise",
+        ),
+        (
+            [PAIR, {**PAIR, "name": "f", "models": ["e", "models:/m/3"], "temperatures": [1, 2]}],
+            "members of 'e' otherwise",
         ),
         ([{"kind": "dance", "name": "d"}], "dance"),
         ([{**TRAIN_A, "scans": []}], "at least 1 item"),

@@ -208,7 +208,7 @@ def test_several_models_are_one(
     stages: list[dict[str, Any]] = [
         {"kind": "train", "name": "first", "scans": ["a"]},
         {"kind": "train", "name": "second", "scans": ["a"], "settings": ["seed=1", "axes=y"]},
-        {"kind": "ensemble", "name": "both", "models": ["first", "second"]},
+        {"kind": "ensemble", "name": "both", "models": ["first", "second"], "weights": [1, 3]},
         {"kind": "pseudolabel", "name": "soft", "model": "both", "scans": ["s"]},
         {"kind": "tune", "name": "again", "models": ["first"]},
         {"kind": "predict", "name": "seen", "model": "again", "scans": ["s"]},
@@ -248,6 +248,7 @@ def test_several_models_are_one(
     known = sparse.read_known("human", Box.whole(sparse.shape_zyx))
     np.testing.assert_array_equal(sparse.label(soft["name"])[:], np.where(known, marks, mean))
     assert soft["lineage"]["members"] == members
+    assert soft["lineage"]["fusion"] == {"weights": [250, 750]}
     assert soft["lineage"]["donors"] == {"a": f"{members[0]} ← human of a"}
 
     (alone,) = results["seen"]["labels"].values()

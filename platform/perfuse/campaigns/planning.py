@@ -220,7 +220,9 @@ class _Planner:
     def _other(self, stage: Ensemble | Predict | PseudoLabel | Evaluate) -> Planned:
         scans = self._named(stage, stage.scans)
         donors = {d: path for name in reversed(answering(stage)) for d, path in self._ancestry(name).items()}
-        own = stage.model_dump(mode="json", include={"kind", "cut", "keep_edges", "truth"})
+        own = stage.model_dump(
+            mode="json", include={"kind", "cut", "keep_edges", "truth", "average", "weights", "temperatures"}
+        )
         judges = scans if isinstance(stage, (Ensemble, Evaluate)) else []
         inputs = [[*_voxels(s), *self._people(stage, s)] for s in scans]
         return self._planned(stage, scans, judges, None, donors, [own, inputs])
@@ -246,6 +248,7 @@ class _Planner:
         taken = [self._identity(name) for name in models_of(stage)]
         key = storage.digest_json([stage.kind, *identity, taken])
         answers = [key] if isinstance(stage, Train) else [self._identity(name) for name in answering(stage)]
+        answers += [] if not isinstance(stage, Ensemble) or stage.counts_alike else [identity[0]]
         own = isinstance(stage, PseudoLabel)
         return Planned(
             stage=stage,

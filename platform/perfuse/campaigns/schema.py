@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perfuse.contract import Frozen
+from perfuse.contract import Blend, Frozen
 
 Names = tuple[str, ...]
 Some = Annotated[Names, Field(min_length=1)]
@@ -60,7 +60,7 @@ class Train(Frozen):
 
 
 class Ensemble(Frozen):
-    """Choose the threshold of one model anew (tune), or of several as one, by the mean of their logits (ensemble)."""
+    """Choose the threshold of one model anew (tune), or of several as one, by their mean (ensemble)."""
 
     kind: Literal["tune", "ensemble"]
     name: str
@@ -72,11 +72,29 @@ class Ensemble(Frozen):
     """An earlier stage that chose a threshold, where no donor does."""
     siblings: Names = ()
     """Earlier ensembles, member by member siblings of this one's, whose scores stand for its own."""
+    average: Blend | None = None
+    """What is averaged; None: what the models blend in, if it is one for all, else logits."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """How much each model counts; empty: alike."""
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """By what each model's logits are divided, where logits are averaged; empty: 1."""
+
+    @property
+    def counts_alike(self) -> bool:
+        """True when nothing is said of how the models are averaged."""
+        return self.average is None and not self.weights and not self.temperatures
 
     @model_validator(mode="after")
     def _count(self) -> "Ensemble":
         if (len(self.models) == 1) != (self.kind == "tune"):
             raise ValueError(f"tune takes one model, ensemble two or more; {self.kind} got {len(self.models)}")
+        if self.kind == "tune" and not self.counts_alike:
+            raise ValueError("average, weights and temperatures are for an ensemble; tune takes one model")
+        for what, values in (("weights", self.weights), ("temperatures", self.temperatures)):
+            if values and len(values) != len(self.models):
+                raise ValueError(f"{len(values)} {what} for {len(self.models)} models: give one for each")
+        if self.weights and not any(self.weights):
+            raise ValueError("weights: at least one must be above 0")
         inherits = self.kind == "ensemble" and self.threshold_from is not None and self.siblings != ()
         if not self.scans and not inherits:
             raise ValueError("without scans an ensemble needs threshold_from and siblings, and tune chooses nothing")
@@ -136,6 +154,7 @@ class Campaign(Frozen):
     @model_validator(mode="after")
     def _in_order(self) -> "Campaign":
         kinds: dict[str, str] = {}
+        weighed: set[str] = set()
         for stage in self.stages:
             if stage.name in kinds:
                 raise ValueError(f"two stages are called {stage.name!r}")
@@ -147,6 +166,13 @@ class Campaign(Frozen):
                 raise ValueError(
                     f"stage {stage.name!r} cannot start from {stage.init_from!r}: an ensemble has several weights"
                 )
+            if isinstance(stage, Ensemble) and stage.kind == "ensemble":
+                inner = [n for n in stage.models if kinds.get(n) == "ensemble"]
+                if inner and not (stage.counts_alike and all(n not in weighed for n in inner)):
+                    raise ValueError(
+                        f"stage {stage.name!r} averages members of {inner[0]!r} otherwise than one of them says"
+                    )
+                weighed |= set() if stage.counts_alike else {stage.name}
             kinds[stage.name] = stage.kind
         return self
 

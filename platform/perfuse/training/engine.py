@@ -64,7 +64,7 @@ def train(
         if rank == 0:
             state.keep_best(scores.get("val_score", math.inf))
             save()
-        report(state.step, {k: float(v) for k, v in (losses | scores).items()}, pictures)
+        report(state.step, {k: float(v) for k, v in {**losses, **scores}.items()}, pictures)
 
     if state.due and not state.judged:
         judge({})
@@ -85,7 +85,7 @@ def train(
         if rank == 0 and (state.due or stopping or state.step % recipe.checkpoint_every == 0):
             save()  # before validating too: that takes longer than a spot machine waits
         if state.due and not stopping:
-            judge(losses | pace.speed())
+            judge({**losses, **pace.speed()})
         elif state.step == first or state.step % REPORT_EVERY == 0:
             report(state.step, {k: float(v) for k, v in (losses | pace.speed()).items()}, {})
         if stopping or state.course.finished:

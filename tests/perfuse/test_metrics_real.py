@@ -8,16 +8,22 @@ import pytest
 from scipy import ndimage
 from skimage.measure import euler_number
 
+from perfuse.centrelines import OVERLAP
 from perfuse.geometry import Box, Index3, blocks
 from perfuse.metrics import (
+    CentrelineCounts,
     ConfusionCounts,
     CurveCounts,
+    NearCounts,
     SurfaceCounts,
+    centreline_counts,
     confusion_counts,
     curve_counts,
     euler_eighths,
+    near_counts,
     read_cubes,
     surface_counts,
+    tolerance,
 )
 
 BLOCK = (64, 256, 256)
@@ -68,3 +74,45 @@ def test_euler_number_of_blocks_is_that_of_the_whole(masks: Masks) -> None:
     mask = masks["raw"][:80]
     total = sum(euler_eighths(cubes(mask, box)) for box in blocks(mask.shape, BLOCK))
     assert total == 8 * euler_number(np.pad(mask, 1), connectivity=3)
+
+
+@pytest.mark.parametrize("other", ["clean", "worn"])
+def test_blocks_with_a_halo_are_the_whole_at_a_tolerance(masks: Masks, other: str) -> None:
+    spacing, within = (2.0, 1.0, 1.5), 2.5
+    truth, predicted = (masks[name][:70, :300, :400] for name in ("raw", other))
+    known = np.ones(truth.shape, np.bool_)
+    around = tolerance.reach(within, spacing)
+
+    def near(owned: Box) -> NearCounts:
+        box = owned.grown(around).intersect(Box.whole(truth.shape))
+        own = owned.relative_to(box.start).slices
+        ends = zip(own, tail(owned, truth.shape), strict=True)
+        z, y, x = (slice(part.start, part.stop + last) for part, last in ends)
+        seen = [read_cubes(lambda b, m=m: m[b.slices], box, truth.shape) for m in (truth, predicted)]
+        everywhere = read_cubes(lambda b: known[b.slices], box, truth.shape, outside=1)
+        return near_counts(*seen, everywhere, (z, y, x), within, spacing)
+
+    parts = sum((near(box) for box in blocks(truth.shape, (32, 128, 128))), NearCounts())
+    whole = near(Box.whole(truth.shape))
+    np.testing.assert_array_equal(parts.truth_near, whole.truth_near)
+    np.testing.assert_array_equal(parts.predicted_near, whole.predicted_near)
+    assert parts.surface_dice(spacing) == whole.surface_dice(spacing)
+    exact = surface_counts(np.pad(truth, 1), np.pad(predicted, 1)).surface_dice
+    assert exact < whole.surface_dice(spacing) < 1
+
+
+def test_tiled_centrelines_score_as_those_of_the_whole(masks: Masks) -> None:
+    """Tiles with a halo do not give the very voxels of the whole's skeleton; what they score is within half a percent of it."""
+    truth, predicted = (masks[name][:64, 100:260, 100:300] for name in ("raw", "worn"))
+    known = np.ones(truth.shape, np.bool_)
+
+    def count(owned: Box) -> CentrelineCounts:
+        box = owned.grown((OVERLAP,) * 3).intersect(Box.whole(truth.shape))
+        parts = (mask[box.slices] for mask in (truth, predicted, known))
+        return centreline_counts(*parts, owned.relative_to(box.start).slices)
+
+    tiled = sum((count(box) for box in blocks(truth.shape, (32, 80, 80))), CentrelineCounts())
+    whole = count(Box.whole(truth.shape))
+    assert 0.1 < whole.cldice < 0.99
+    assert tiled.cldice == pytest.approx(whole.cldice, abs=0.005)
+    assert tiled.truth == pytest.approx(whole.truth, rel=0.02)

@@ -12,6 +12,8 @@ from perfuse import storage, volumes
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import ScanError
 from perfuse.geometry import blocks, index3
+from perfuse.parallel import in_order
+from perfuse.shards import ShardFormat
 
 Mask = npt.NDArray[np.uint8]
 
@@ -98,7 +100,8 @@ class LabelWriter:
         info: builds the summary from the foreground share and the digest.
         """
         volumes.fill_coarser(self.arrays, self.levels, "max")
-        foreground = sum(int(np.count_nonzero(np.asarray(self.arrays[0][b.slices]) >= 128)) for b in self.tasks)
+        form = ShardFormat.of(self.arrays[0])
+        foreground = sum(in_order(lambda box: np.count_nonzero(form.read(box) >= 128), self.tasks))
         summary = info(foreground / float(np.prod(self.arrays[0].shape)), self._marks.root())
         self.group.attrs["perfuse"] = summary.model_dump(mode="json")
         list_labels(self._root.require_group("labels"))

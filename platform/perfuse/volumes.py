@@ -19,6 +19,7 @@ from zarr.storage import FsspecStore, LocalStore
 from perfuse import storage
 from perfuse.errors import ScanError
 from perfuse.geometry import AXES, Box, Index3, Spacing, blocks, index3
+from perfuse.parallel import in_order
 from perfuse.shards import ShardFormat
 
 Voxels = npt.NDArray[Any]
@@ -205,7 +206,7 @@ def halve(block: Voxels, factor_zyx: Index3, reduce: Reduce, out: Voxels | None 
 def fill_coarser(
     arrays: list[zarr.Array[Any]], levels: list[Level], reduce: Reduce, changed: Box | None = None
 ) -> None:
-    """Compute levels 1…n from stored level 0, one shard at a time.
+    """Compute levels 1…n from stored level 0, one shard at a time, each on all cores.
 
     changed: the box of level 0 outside which the levels stand already; only shards that it meets are computed.
     """
@@ -215,8 +216,21 @@ def fill_coarser(
         changed = Box(start, index3([-(-b // f) for b, f in zip(changed.stop, level.factor_zyx, strict=True)]))
         for box in blocks(index3(below.shape), index3(below.shards or below.chunks)):
             if not box.intersect(changed).empty:
-                source = np.asarray(above[_source_box(box, level, above).slices])
-                write_shards(below, box, halve(source, level.factor_zyx, reduce))
+                write_shards(below, box, _halved(above, box, level, reduce))
+
+
+def _halved(above: zarr.Array[Any], box: Box, level: Level, reduce: Reduce) -> Voxels:
+    """A shard of a level from the next finer one, a row of chunks at a time."""
+    form, out = ShardFormat.of(above), np.empty(box.shape, above.dtype)
+    strips = list(blocks(box.shape, (box.shape[0], CHUNK, box.shape[2])))
+
+    def fill(strip: Box) -> None:
+        source = form.read_box(_source_box(strip.shifted(box.start), level, above))
+        out[strip.slices] = halve(source, level.factor_zyx, reduce)
+
+    for _ in in_order(fill, strips):
+        pass
+    return out
 
 
 def _source_box(box: Box, level: Level, above: zarr.Array[Any]) -> Box:

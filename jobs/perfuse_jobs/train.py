@@ -97,7 +97,8 @@ def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> N
 
         def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
             advance.to(step, job.recipe.steps)
-            advance(0, note=_pace(metrics))
+            if "loss" in metrics:  # not so where a validation is made up for
+                advance(0, note=_pace(metrics))
             if "val_surface_dice" in metrics:
                 say(f"step {step}: {_validation(metrics)}")
             log(step, metrics, pictures)

@@ -183,9 +183,9 @@ class Scan:
         """A level of a label; each has the shape of the image's level of that number."""
         return array_of(self.group, f"labels/{name}/{level}")
 
-    def read_image(self, box: Box) -> npt.NDArray[Any]:
-        """Voxels of the image inside a box, [z, y, x]; ScanError when a stored chunk is damaged."""
-        return self._read(self.image, box)
+    def read_image(self, box: Box, level: int = 0) -> npt.NDArray[Any]:
+        """Voxels of a level of the image inside a box of it, [z, y, x]; ScanError when a stored chunk is damaged."""
+        return self._read(self.level(level), box)
 
     def read_label(self, name: str, box: Box) -> npt.NDArray[np.uint8]:
         """Voxels of a label inside a box, [z, y, x]; ScanError when there is no such label or a stored chunk is damaged."""

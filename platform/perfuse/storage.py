@@ -15,6 +15,9 @@ import fsspec
 
 from perfuse.errors import PerfuseError, ServerError
 
+AT_ONCE = 64
+"""Parts of files, as chunks, that are fetched from a remote store at the same time."""
+
 
 def is_remote(url: str) -> bool:
     """True for URLs that are not on this machine's disk."""
@@ -101,20 +104,25 @@ def read_bytes(url: str) -> bytes:
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | None]:
     """Parts of files, in order: URL, first byte, last + 1; (URL, −n, 0): its last n bytes. None where there is no such file.
 
-    From a remote store all are fetched at once; from a disk one after the other, as they are asked for.
+    From a remote store `AT_ONCE` are fetched at once; from a disk one after the other, as they are asked for.
     """
     if ranges and is_remote(ranges[0][0]):
-        yield from _fetched(ranges)
+        for first in range(0, len(ranges), AT_ONCE):
+            yield from _fetched(ranges[first : first + AT_ONCE])
         return
     for url, of_file in groupby(ranges, key=itemgetter(0)):
-        path = local_path(url)
-        if not path.exists():
+        try:
+            with reaching(url):
+                file = local_path(url).open("rb", buffering=0)
+        except FileNotFoundError:
             yield from (None for _ in of_file)
             continue
-        with reaching(url), path.open("rb", buffering=0) as file:
+        with reaching(url), file:
+            size = os.fstat(file.fileno()).st_size
             for _, start, stop in of_file:
-                file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
-                yield file.read(stop - start)
+                first = max(0, size + start) if start < 0 else start
+                file.seek(first)
+                yield file.read((stop if start >= 0 else size) - first)
 
 
 def _fetched(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | None]:

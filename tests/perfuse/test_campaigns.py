@@ -151,6 +151,7 @@ def test_nothing_learns_from_a_test_donor(scans, tmp_path):
     refused(scans, path, r"donor 'a' is kept for testing.*first ← human of a")
 
 
+TUNED = {"kind": "tune", "name": "t", "models": ["e"]}
 PAIR = {"kind": "ensemble", "name": "e", "models": ["models:/m/1", "models:/m/2"]}
 
 
@@ -178,6 +179,12 @@ PAIR = {"kind": "ensemble", "name": "e", "models": ["models:/m/1", "models:/m/2"
             [PAIR, {**PAIR, "name": "f", "models": ["e", "models:/m/3"], "temperatures": [1, 2]}],
             "members of 'e' otherwise",
         ),
+        ([{**PAIR, "weights": [1, float("inf")]}], "finite"),
+        (
+            [{**PAIR, "weights": [1, 2]}, TUNED, {**PAIR, "name": "f", "models": ["t", "models:/m/3"]}],
+            "stage 'f' averages members of 't' otherwise",
+        ),
+        ([PAIR, TUNED, {**TRAIN_A, "init_from": "t"}], "cannot start from 't'"),
         ([{"kind": "dance", "name": "d"}], "dance"),
         ([{**TRAIN_A, "scans": []}], "at least 1 item"),
         ([{**TRAIN_A, "steps": 3}], "Extra inputs"),

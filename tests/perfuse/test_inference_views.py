@@ -89,6 +89,18 @@ def test_an_answer_turns_with_its_input(name: str) -> None:
         np.testing.assert_array_equal(engine.logits(shown), turned(torch.from_numpy(answer), *view).numpy())
 
 
+def test_a_network_may_write_into_what_it_is_shown() -> None:
+    class Writing(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.sub_(0.25).mul_(3)
+
+    images = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
+    given = images.copy()
+    once = Engine.of(Writing(), forward(), "cpu", "eager-fp32").logits(images)
+    np.testing.assert_array_equal(images, given)
+    np.testing.assert_array_equal(Engine.of(Writing(), forward(turns="all"), "cpu", "eager-fp32").logits(images), once)
+
+
 def test_scales_are_seen_and_brought_back() -> None:
     """Of a network that answers a smooth image as it is, every scale says the same."""
 

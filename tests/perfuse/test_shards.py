@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perfuse import volumes
+from perfuse import storage, volumes
 from perfuse.geometry import Box
 from perfuse.shards import ShardFormat, digest
 from perfuse.volumes import Layout
@@ -87,7 +87,14 @@ def test_digests_are_those_of_the_stored_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda data: data[:-7], lambda data: data[:100], lambda data: data[:-9] + b"\1" + data[-8:]]
+    "harm",
+    [
+        lambda data: data[:-7],
+        lambda data: data[:100],
+        lambda data: data[:10],
+        lambda data: b"",
+        lambda data: data[:-9] + b"\1" + data[-8:],
+    ],
 )
 def test_a_torn_shard_is_refused(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
     array = stored(tmp_path / "v", np.arange(40**3, dtype=np.uint16).reshape(40, 40, 40), Layout())
@@ -97,3 +104,22 @@ def test_a_torn_shard_is_refused(tmp_path: Path, harm: Callable[[bytes], bytes])
         form.read(box)
     with pytest.raises(ValueError, match="index of the shard is damaged"):
         form.read_box(box)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_box_is_read_across_shards_of_which_one_is_not_stored(tmp_path: Path, remote: bool, data: Any) -> None:
+    shape = (70, 130, 100)
+    voxels = np.random.default_rng(0).integers(1, 1000, shape, np.uint16)
+    voxels[:64, 64:128, :96] = 0
+    place = f"memory://{tmp_path.name}" if remote else str(tmp_path / "v")
+    group = volumes.open_group(place, "a")
+    array = volumes.create_array(group, "0", shape, "uint16", layout=LAYOUTS[1])
+    volumes.write_shards(array, Box.whole(shape), voxels)
+    ends = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in shape]
+    box = Box(*((a, b, c) for a, b, c in zip(*ends, strict=True)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "AT_ONCE", 5)
+        np.testing.assert_array_equal(ShardFormat.of(array).read_box(box), voxels[box.slices])
+    assert not storage.exists(f"{place}/0/c/0/1/0"), "all of its voxels are 0"

@@ -17,7 +17,7 @@ from perfuse.errors import PerfuseError, RecipeError, ScanError
 from perfuse.geometry import Box
 from perfuse.models import build
 from perfuse.recipes import load_recipe
-from perfuse.training import TrainingJob, finished_bundle, is_finished, plan_job
+from perfuse.training import TrainingJob, checkpoints, finished_bundle, is_finished, plan_job
 from perfuse.training.checkpoints import latest_step
 from perfuse.training.engine import train
 from perfuse.training.local import train_local
@@ -184,6 +184,41 @@ def test_the_last_validation_is_made_up_for_too(folder, tmp_path) -> None:
     train_local(job, reports)
     assert list(reports) == [2]
     assert is_finished(job)
+
+
+def test_a_save_that_dies_half_done_leaves_the_checkpoint_before(folder, tmp_path, monkeypatch) -> None:
+    """Also the second save of a step, after its validation."""
+    job = _job(folder, tmp_path, "steps=2", "validate_every=2")
+
+    def die(url: str, value: dict[str, object]) -> None:
+        if value.get("judged") and value.get("step") == 2:
+            raise SystemExit(9)
+        write(url, value)
+
+    write = storage.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", die)
+        with pytest.raises(SystemExit):
+            train_local(job, Reports())
+    assert checkpoints.load(job.folder)["step"] == 2
+    train_local(job, Reports())
+    assert is_finished(job)
+    assert len(list(Path(job.folder).glob("*.pt"))) == 1
+
+
+def test_checkpoints_of_before_validations_were_made_up_for_count_as_validated(folder, tmp_path) -> None:
+    job = _job(folder, tmp_path, "steps=2", "validate_every=2")
+    train_local(job, Reports())
+    entry = storage.read_json(latest := str(Path(job.folder) / "latest.json"))
+    state = checkpoints.load(job.folder)
+    torch.save({k: v for k, v in state.items() if k != "judged"}, file := Path(job.folder) / entry["file"])
+    digest = storage.digest_bytes(file.read_bytes())
+    storage.write_json(latest, {k: v for k, v in entry.items() if k != "judged"} | {"sha256": digest})
+    assert is_finished(job)
+    again = Reports()
+    train_local(job, again)
+    assert not again
+    finished_bundle(job)
 
 
 def test_the_checkpoint_of_a_dead_write_is_never_the_latest(undisturbed, folder, tmp_path) -> None:

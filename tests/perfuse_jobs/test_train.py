@@ -97,6 +97,23 @@ def kill_at_a_checkpoint(words: list[str], job: TrainingJob) -> int:
     return at
 
 
+def test_a_validation_that_was_killed_is_made_up_for_in_the_log_too(
+    verb: Any, scans: Path, workdir: Path, tiny_settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*tiny_settings, "--set", "steps=4", "--set", "validate_every=2"]
+    words = ["train", "quickstart", "--data", str(scans), "--name", "tubes", *settings, "--local"]
+
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("perfuse.training.engine.validate", killed)
+        with pytest.raises(SystemExit):
+            verb(*words)
+    verb(*words)
+    assert steps_of(only_run(), "val_surface_dice") == [2, 4]
+
+
 def test_an_mlflow_that_is_away_is_named(
     verb: Any, scans: Path, workdir: Path, tiny_settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,11 +72,15 @@ class Ensemble(Frozen):
     """An earlier stage that chose a threshold, where no donor does."""
     siblings: Names = ()
     """Earlier ensembles, member by member siblings of this one's, whose scores stand for its own."""
-    average: Blend | None = None
+    average: Blend | None = Field(None, exclude_if=lambda value: value is None)
     """What is averaged; None: what the models blend in, if it is one for all, else logits."""
-    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (), exclude_if=lambda value: not value
+    )
     """How much each model counts; empty: alike."""
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        (), exclude_if=lambda value: not value
+    )
     """By what each model's logits are divided, where logits are averaged; empty: 1."""
 
     @property
@@ -154,6 +158,7 @@ class Campaign(Frozen):
     @model_validator(mode="after")
     def _in_order(self) -> "Campaign":
         kinds: dict[str, str] = {}
+        several: set[str] = set()
         weighed: set[str] = set()
         for stage in self.stages:
             if stage.name in kinds:
@@ -162,17 +167,19 @@ class Campaign(Frozen):
                 if "/" not in name and kinds.get(name) not in MODELS:
                     there = ", ".join(n for n, kind in kinds.items() if kind in MODELS) or "none"
                     raise ValueError(f"stage {stage.name!r} takes a model from {name!r}; before it there are: {there}")
-            if isinstance(stage, Train) and kinds.get(stage.init_from or "") == "ensemble":
+            if isinstance(stage, Train) and stage.init_from in several:
                 raise ValueError(
                     f"stage {stage.name!r} cannot start from {stage.init_from!r}: an ensemble has several weights"
                 )
-            if isinstance(stage, Ensemble) and stage.kind == "ensemble":
-                inner = [n for n in stage.models if kinds.get(n) == "ensemble"]
-                if inner and not (stage.counts_alike and all(n not in weighed for n in inner)):
+            if isinstance(stage, Ensemble):
+                inner = several.intersection(stage.models)
+                alike = stage.counts_alike and not weighed.intersection(inner)
+                if stage.kind == "ensemble" and inner and not alike:
                     raise ValueError(
-                        f"stage {stage.name!r} averages members of {inner[0]!r} otherwise than one of them says"
+                        f"stage {stage.name!r} averages members of {min(inner)!r} otherwise than one of them says"
                     )
-                weighed |= set() if stage.counts_alike else {stage.name}
+                several |= {stage.name} if inner or stage.kind == "ensemble" else set()
+                weighed |= set() if alike else {stage.name}
             kinds[stage.name] = stage.kind
         return self
 

@@ -1,4 +1,4 @@
-"""Kernels of tiles that are added up in whole numbers, and of the rows that they become. All arrays are C-contiguous."""
+"""Kernels of tiles that are added up in whole numbers, and of the rows that they become."""
 
 import numba
 import numpy as np

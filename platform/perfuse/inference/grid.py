@@ -6,6 +6,7 @@ A voxel's value follows from its own place alone, in one order of sums: it does 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,10 @@ class Grid:
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Intensities [z, y, x] inside a box of the grid: as they are stored, or float32."""
-        array = self.scan.level(self.level)
+        read = partial(self.scan.read_image, level=self.level)
         if self.is_stored:
-            return self.scan.read_image(box) if self.level == 0 else np.asarray(array[box.slices])
-        return resized(
-            lambda source: np.asarray(array[source.slices]), index3(array.shape), self.shape_zyx, self.factor, box
-        )
+            return read(box)
+        return resized(read, index3(self.scan.level(self.level).shape), self.shape_zyx, self.factor, box)
 
     def back(self, read: Callable[[Box], Logits], box: Box) -> Logits:
         """What `read` answers of the grid, int16, brought to a box of the scan."""

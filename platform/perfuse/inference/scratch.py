@@ -70,7 +70,8 @@ class Scratch:
                 whole = np.concatenate(band, axis=2) if len(band) > 1 else band[0]
                 take = min(unit, held)
                 box = self._box(planes, (first, first + take))
-                band, first, held = [whole[:, :, take:]], first + take, held - take
+                band = [whole[:, :, take:]] if held > take else []
+                first, held = first + take, held - take
                 yield box, np.moveaxis(whole[:, :, :take], 1, 1 + self.axis)
 
     def write(self, box: Box, logits: Logits) -> list[bytes]:

@@ -47,7 +47,7 @@ def answer(network: "Callable[[Tensor], Tensor]", images: "Tensor", forward: For
     for scale in forward.scales:
         seen = resized(images, scale)
         for view in views:
-            shown = turned(seen, *view).contiguous(memory_format=torch.channels_last)
+            shown = turned(seen, *view).clone(memory_format=torch.channels_last)  # a network may write into it
             logits = turned_back(network(shown).to(torch.float32, copy=True), *view)
             total = total + _fixed(resized(logits, 1 / scale, images.shape[-2:]), forward).to(kind)
     return total if count == 1 else torch.div(total + count // 2, count, rounding_mode="floor").to(torch.int16)

@@ -20,7 +20,7 @@ def save(folder: str, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     data = buffer.getvalue()
     before = _latest(folder)
-    name = f"step-{state['step']:07d}.pt"
+    name = f"step-{state['step']:07d}{'' if state['judged'] else '-unjudged'}.pt"  # a half-done save harms no other
     storage.write_bytes(storage.join(folder, name), data)
     about = {**{key: state[key] for key in ("step", "best_step", "judged")}, "position": state["course"]["position"]}
     entry = {**about, "file": name, "sha256": storage.digest_bytes(data)}
@@ -52,7 +52,7 @@ def latest_step(folder: str) -> int:
 def has_reached(folder: str, position: int) -> bool:
     """True when the latest checkpoint is so far in the schedule, and has been validated there."""
     entry = _latest(folder)
-    return entry is not None and entry["position"] >= position and entry["judged"]
+    return entry is not None and entry["position"] >= position and entry.get("judged", True)
 
 
 def kept_steps(folder: str) -> tuple[int, int] | None:

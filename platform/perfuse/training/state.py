@@ -49,7 +49,7 @@ class State:
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best_step, self.best_score = saved["step"], saved["best_step"], saved["best_score"]
         self.best, self.origin = saved["best"], saved["origin"]
-        self._judged_step = saved["step"] if saved["judged"] else 0
+        self._judged_step = saved["step"] if saved.get("judged", True) else 0
 
     @property
     def due(self) -> bool:

@@ -37,7 +37,7 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 def run(tmp_path: Path) -> str:
     """A training, a1, at step 40, which was best at step 30."""
     course = {"position": 40}
-    state = {"step": 40, "best_step": 30, "course": course, "averaged": weights(40), "best": weights(30)}
+    state = {"step": 40, "best_step": 30, "judged": True, "course": course, "averaged": weights(40), "best": weights(30)}
     checkpoints.save(str(tmp_path / "a1"), state)
     return str(tmp_path)
 
@@ -81,6 +81,7 @@ def test_the_digest_of_a_pretrained_encoder_survives_into_the_lineage(tmp_path, 
     state = State(made, None, "cpu", "fp32")
     encoder = {k.removeprefix("encoder."): v for k, v in state.network.state_dict().items() if k.startswith("encoder.")}
     state.step = state.course.position = 1
+    state.keep_best(1.0)
     checkpoints.save(made.folder, state.as_dict())
     assert finished_bundle(made).lineage["origin"] == {
         "encoder": "tu-test_resnet",

@@ -66,9 +66,9 @@ def test_all_three_go_on_at_once(scan: Scan, monkeypatch: pytest.MonkeyPatch) ->
     whose writing waits, in turn, for the network: this ends only when they overlap."""
     read: list[threading.Event] = [threading.Event() for _ in range(BANDS)]
     writing, network_went_on = threading.Event(), threading.Event()
-    plain_read, plain_write, count = Scan.read_image, Scratch.write, iter(range(BANDS))
+    plain_read, plain_write, count = Grid.read, Scratch.write, iter(range(BANDS))
 
-    def noting(self: Scan, box: Any) -> Any:
+    def noting(self: Grid, box: Any) -> Any:
         read[next(count)].set()
         return plain_read(self, box)
 
@@ -87,7 +87,7 @@ def test_all_three_go_on_at_once(scan: Scan, monkeypatch: pytest.MonkeyPatch) ->
             assert writing.wait(PATIENCE), "the first slab is not written beside the network"
             network_went_on.set()
 
-    monkeypatch.setattr(Scan, "read_image", noting)
+    monkeypatch.setattr(Grid, "read", noting)
     monkeypatch.setattr(Scratch, "write", waiting)
     assert [row["task"] for row in finished(everywhere(scan), slabs(scan), engine(Same(before)))] == [0, 1]
     assert slabs(scan)[0].scratch.intact() == {0, 1}
@@ -98,7 +98,7 @@ def test_what_fails_ends_all(scan: Scan, monkeypatch: pytest.MonkeyPatch, where:
     """In the second slab. The first stays done, where it was written; no thread is left behind."""
     error = KeyboardInterrupt if where == "interrupt" else OSError
     calls = {"read": 0, "write": 0}
-    plain = {"read": Scan.read_image, "write": Scratch.write}
+    plain = {"read": Grid.read, "write": Scratch.write}
 
     def failing(name: str) -> Callable[..., Any]:
         def call(*words: Any) -> Any:
@@ -113,7 +113,7 @@ def test_what_fails_ends_all(scan: Scan, monkeypatch: pytest.MonkeyPatch, where:
         if where in {"network", "interrupt"} and call == SLAB // 8 * 2 * 4:
             raise error("no more")
 
-    monkeypatch.setattr(Scan, "read_image", failing("read"))
+    monkeypatch.setattr(Grid, "read", failing("read"))
     monkeypatch.setattr(Scratch, "write", failing("write"))
     with pytest.raises(error, match="no more"):
         list(finished(everywhere(scan), slabs(scan), engine(Same(before))))

@@ -37,7 +37,14 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 def run(tmp_path: Path) -> str:
     """A training, a1, at step 40, which was best at step 30."""
     course = {"position": 40}
-    state = {"step": 40, "best_step": 30, "judged": True, "course": course, "averaged": weights(40), "best": weights(30)}
+    state = {
+        "step": 40,
+        "best_step": 30,
+        "judged": True,
+        "course": course,
+        "averaged": weights(40),
+        "best": weights(30),
+    }
     checkpoints.save(str(tmp_path / "a1"), state)
     return str(tmp_path)
 

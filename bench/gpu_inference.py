@@ -17,13 +17,13 @@ from perfuse.contract import Forward, Network
 from perfuse.geometry import tile_starts
 from perfuse.inference.backends import usual
 from perfuse.inference.engine import Engine
+from perfuse.inference.scratch import SLAB
 from perfuse.inference.slab import PLANES, rows_of_logits
 from perfuse.models import best_device, build
 
 ENCODERS = ("tu-maxvit_tiny_tf_512", "tu-tf_efficientnetv2_s")
 ROUNDS = 3
 BATCHES = (4, 8, 16, 32, 64)
-SLAB = 64
 
 
 def wait(device: str) -> None:

@@ -16,38 +16,19 @@ from typing import Any
 
 import torch
 from feeder import job_of, scan, work_folder
+from gpu_inference import ENCODERS, wait
+from training import recipe_of
 
-from perfuse.contract import Network
 from perfuse.losses import combined
 from perfuse.models import best_device, build, resolve_precision
-from perfuse.recipes import RECIPES, Augmentation, Recipe
+from perfuse.recipes import RECIPES, Augmentation
 from perfuse.sampling.resident import ResidentCutter
 from perfuse.training import TrainingJob
 from perfuse.training.engine import AUTOCAST, train
 
-ENCODERS = ("tu-maxvit_tiny_tf_512", "tu-tf_efficientnetv2_s")
 ROUNDS, UNCOUNTED = 3, 5
 FUSED = Augmentation(warp=RECIPES["sennet_3rd"]().augmentation.warp)
 """And flips, turns, brightness, contrast, gamma and noise, as usual."""
-
-
-def recipe_of(name: str, encoder: str, crop: int, batch: int, augmentation: Augmentation, standardise: Any) -> Recipe:
-    network = Network(encoder=encoder, encoder_weights=None, planes=3, standardise=standardise)
-    return RECIPES["quickstart"]().changed(
-        name=name,
-        network=network,
-        augmentation=augmentation,
-        crop=crop,
-        batch=batch,
-        steps=1_000_000,
-        validate_every=1_000_000,
-        checkpoint_every=1_000_000,
-    )
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def timed(batches: Iterable[Any], steps: int, device: str, seconds: list[float]) -> Iterator[Any]:
@@ -113,13 +94,14 @@ def main() -> None:
     try:
         bench = scan(folder)
         for encoder in encoders:
-            kinds = {
-                "fed: warp and pointwise": (FUSED, None),
-                "fed: all of sennet_3rd's": (third.augmentation, third.network.standardise),
+            recipes = {
+                "fed: warp and pointwise": recipe_of("warp", FUSED, encoder=encoder),
+                "fed: all of sennet_3rd's": recipe_of(
+                    "third", third.augmentation, encoder=encoder, standardise=third.network.standardise
+                ),
             }
             jobs = {
-                name: job_of(bench, recipe_of(str(number), encoder, crop, given.batch, *kind))
-                for number, (name, kind) in enumerate(kinds.items())
+                name: job_of(bench, recipe.changed(crop=crop, batch=given.batch)) for name, recipe in recipes.items()
             }
             first = next(iter(jobs.values()))
             cutter = ResidentCutter(first, device)

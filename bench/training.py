@@ -50,7 +50,7 @@ class Clock:
 def recipe_of(name: str, augmentation: Augmentation, **network: Any) -> Recipe:
     return RECIPES["quickstart"]().changed(
         name=name,
-        network=Network(encoder="resnet18", encoder_weights=None, planes=3, **network),
+        network=Network(**{"encoder": "resnet18", "encoder_weights": None, "planes": 3, **network}),
         augmentation=augmentation,
         crop=CROP,
         batch=BATCH,

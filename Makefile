@@ -26,4 +26,4 @@ check: setup  ## ruff, mypy strict, import contracts
 	.venv/bin/lint-imports
 
 bench: setup  ## every benchmark that needs no server, one after the other
-	@for name in augmentation campaigns codecs feeder inference ingest metrics training training_step vesselnn; do echo "== $$name"; $(PY) bench/$$name.py || exit 1; done
+	@for name in allocation augmentation campaigns codecs feeder inference ingest metrics training training_step vesselnn; do echo "== $$name"; $(PY) bench/$$name.py || exit 1; done

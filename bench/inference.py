@@ -4,8 +4,8 @@ A U-Net on a ResNet18 along three axes over a phantom, tiles of 256², no overla
 contender is a process of its own that is warm before the clock starts, compiled where it is to be. They run by turns;
 medians of wall and of CPU seconds are compared, for a busy machine disturbs the latter less. perfuse reads Zarr and writes
 the label with its pyramid, digests and picture; MONAI, with the same weights, reads Zarr into memory, averages the axes'
-logits and leaves the probabilities there. Memory is what a process holds at its peak above what it held when the network
-had answered once. MONAI, where it is missing: uv pip install monai.
+logits and leaves the probabilities there. Memory is what a process holds at its peak, and how much that is above what it held
+when the network had answered once. MONAI, where it is missing: uv pip install monai.
 
     --size N    voxels along each edge (256)
     --rounds N  of each (3; MONAI at its defaults 1)
@@ -198,7 +198,9 @@ def contend(name: str, backend: Backend) -> None:
         wall, cpu = time.perf_counter() - begin, time.process_time() - spent
         over.set()
         watcher.join()
-        print(json.dumps({"wall": wall, "cpu": cpu, "mib": (peak[0] - before) / 2**20}), file=answers, flush=True)
+        print(
+            json.dumps({"wall": wall, "cpu": cpu, "above": peak[0] - before, "peak": peak[0]}), file=answers, flush=True
+        )
 
 
 def race(names: list[str], backend: Backend, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -250,10 +252,11 @@ def main() -> None:
         shutil.rmtree(OUT, ignore_errors=True)
     middle = {name: {what: median(run[what] for run in runs) for what in runs[0]} for name, runs in found.items()}
     ours = middle["perfuse"]
-    print(f"{'':<28}{'wall':>10}{'CPU':>10}{'of perfuse: wall':>18}{'CPU':>7}{'above the network':>20}")
+    print(f"{'':<28}{'wall':>10}{'CPU':>10}{'of perfuse: wall':>18}{'CPU':>7}{'above the network':>20}{'peak':>14}")
     for name, it in middle.items():
         ratios = f"{it['wall'] / ours['wall']:>16.2f} ×{it['cpu'] / ours['cpu']:>5.2f} ×"
-        print(f"{name:<28}{it['wall']:>8.2f} s{it['cpu']:>8.2f} s{ratios}{it['mib']:>16.0f} MiB")
+        memory = f"{it['above'] / 2**20:>16.0f} MiB{it['peak'] / 2**20:>10.0f} MiB"
+        print(f"{name:<28}{it['wall']:>8.2f} s{it['cpu']:>8.2f} s{ratios}{memory}")
     alone = middle["network alone"]
     asked = "asked, on two idle cores: at most 1.10"
     print(

@@ -1,7 +1,6 @@
 """Scans as their users know them: specimen, donor, labels, coverage, validity."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -192,17 +191,15 @@ class Scan:
         return self._read(self.label(name), box)
 
     def _read(self, array: zarr.Array[Any], box: Box) -> npt.NDArray[Any]:
-        with self.decoding(array.path, box):
-            return ShardFormat.of(array).read_box(box)
+        return self.read_stored(ShardFormat.of(array), box)
 
-    @contextmanager
-    def decoding(self, path: str, box: Box) -> Iterator[None]:
-        """Turn what the codecs raise (a wrong checksum, a torn block) into a ScanError that names the array and the box."""
+    def read_stored(self, form: ShardFormat, box: Box, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """See ShardFormat.read_box; ScanError, which names the array and the box, when a stored chunk is damaged."""
         try:
-            yield
+            return form.read_box(box, out)
         except (ValueError, RuntimeError) as error:
             raise ScanError(
-                f"{self.url} is damaged: {path}, voxels {box.start} to {box.stop} (z, y, x), cannot be decoded ({error}). "
+                f"{self.url} is damaged: {form.url}, voxels {box.start} to {box.stop} (z, y, x), cannot be decoded ({error}). "
                 f"Say: perfuse scan verify {self.url}"
             ) from error
 

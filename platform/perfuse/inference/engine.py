@@ -15,6 +15,7 @@ from perfuse.contract import Forward
 from perfuse.errors import ContractError
 from perfuse.inference import views
 from perfuse.inference.backends import Backend
+from perfuse.models import keep_freed_memory
 from perfuse.parallel import in_order
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Engine:
 
         from perfuse.inference.running import network_on
 
+        if device == "cpu":
+            keep_freed_memory()
         streams = min(threads or torch.get_num_threads(), MOST_STREAMS) if device == "cpu" else 1
         return cls(network_on(network, backend, device), forward, device, backend, streams)
 

@@ -152,8 +152,7 @@ def _read(source: Opened, form: ShardFormat, place: Place, voxels: Voxels) -> Vo
     """Read the box of a place, and return it as z, y, x."""
     voxels[...] = 0
     seen = np.moveaxis(voxels, 0, place.axis)
-    with source.scan.decoding(form.url, place.box):
-        form.read_box(place.box, seen)
+    source.scan.read_stored(form, place.box, seen)
     return seen
 
 
@@ -200,8 +199,7 @@ def _by_chunks(source: Opened, form: ShardFormat) -> Callable[[Box], Voxels]:
     @lru_cache(maxsize=CHUNKS_KEPT)
     def chunk(start: Index3) -> tuple[Box, Voxels]:
         stop = index3([min(a + c, n) for a, c, n in zip(start, form.chunk_zyx, form.shape_zyx, strict=True)])
-        with source.scan.decoding(form.url, Box(start, stop)):
-            return Box(start, stop), form.read_box(Box(start, stop))
+        return Box(start, stop), source.scan.read_stored(form, Box(start, stop))
 
     def read(box: Box) -> Voxels:
         voxels = np.empty(box.shape, form.dtype)

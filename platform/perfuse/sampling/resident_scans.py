@@ -15,7 +15,6 @@ from perfuse.sampling.bricks import PlacedBrick
 from perfuse.sampling.feeding import threads
 from perfuse.sampling.places import Place
 from perfuse.sampling.sources import Labelled, Opened
-from perfuse.shards import ShardFormat
 
 Tensor = torch.Tensor
 SLAB = 64
@@ -89,7 +88,7 @@ class ResidentScan:
         image = torch.empty(source.extent.shape, dtype=_dtype(source.image.dtype), device=device)
 
         def fill(box: Box, inside: slice) -> None:
-            image[inside] = _tensor(_read(source, source.image, box)).to(device)
+            image[inside] = _tensor(source.scan.read_stored(source.image, box)).to(device)
 
         _by_slabs(source, fill)
         return cls(source, image, tuple(None if n is None else _load_label(source, n, device) for n in source.labels))
@@ -109,7 +108,7 @@ def _load_label(source: Opened, label: Labelled, device: str) -> ResidentLabel:
     known = torch.empty((0, 0, 0) if everywhere else shape, dtype=torch.uint8, device=device)
 
     def fill(box: Box, inside: slice) -> None:
-        seen = _read(source, label.form, box)
+        seen = source.scan.read_stored(label.form, box)
         values[inside] = _tensor(seen).to(device)
         if not everywhere:
             known[inside] = _tensor(label.read_known(box, seen)).to(device)
@@ -187,8 +186,3 @@ def _dtype(dtype: np.dtype[Any]) -> torch.dtype:
 
 def _tensor(voxels: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(voxels.view(np.int16) if voxels.dtype == np.uint16 else voxels)
-
-
-def _read(source: Opened, form: ShardFormat, box: Box) -> npt.NDArray[Any]:
-    with source.scan.decoding(form.url, box):
-        return form.read_box(box)

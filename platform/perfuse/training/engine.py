@@ -12,7 +12,7 @@ import torch
 from perfuse.augmentation import augment
 from perfuse.errors import RecipeError
 from perfuse.losses import combined
-from perfuse.models import Precision, best_device, check_size, resolve_precision
+from perfuse.models import Precision, best_device, check_size, keep_freed_memory, resolve_precision
 from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
@@ -50,6 +50,8 @@ def train(
     machine cannot do. A validation that was broken off, or that there was no time for, is made up for when the job goes on.
     """
     recipe, device = job.recipe, best_device()
+    if device == "cpu":
+        keep_freed_memory()
     precision = resolve_precision(recipe.precision, device)
     check_size(recipe.segmenter, (recipe.crop, recipe.tile))
     state = State(job, checkpoints.load(job.folder), device, precision)

@@ -36,6 +36,7 @@ def campaign(
     """
     from perfuse.campaigns import load_campaign, plan_campaign
     from perfuse.campaigns.leakage import check
+    from perfuse.campaigns.networks import check_networks
     from perfuse.finding import find_scans
     from perfuse.registry import donors_of
 
@@ -49,6 +50,7 @@ def campaign(
         donors_of=donors_of,
     )
     check(planned)
+    check_networks(planned)
     if plan:
         return _show_plan(planned, as_json=as_json)
     from perfuse_jobs.campaign import run

@@ -81,7 +81,7 @@ def train(
     """
     from perfuse.console import print_json, results
     from perfuse.recipes import load_recipe
-    from perfuse.recipes.checking import weights
+    from perfuse.recipes.checking import check_network
     from perfuse_jobs import train as training
 
     check_local(local, workers)
@@ -89,7 +89,7 @@ def train(
     if plan:
         _show_training(loaded, data, as_json=as_json)
         return None
-    weights(loaded)
+    check_network(loaded.segmenter, (loaded.crop, loaded.tile))
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
     if as_json:
         print_json({"model": uri})

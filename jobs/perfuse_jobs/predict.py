@@ -106,7 +106,8 @@ class SlabActor:
     def __init__(self, prediction: str, neighbours: int) -> None:
         """neighbours: as many as share the CPUs of this node, itself among them."""
         parsed = Prediction.model_validate_json(prediction)
-        bundles = tuple(_laid_out(_bundle_url(parsed, member)) for member in parsed.members)
+        urls = [_bundle_url(parsed, member) for member in parsed.members]
+        bundles = tuple(attempts.patiently(partial(_laid_out, url)) for url in urls)
         threads = max(1, (os.cpu_count() or 1) // neighbours)
         self._prediction, self._worker = parsed, Worker(parsed, Ensemble(bundles, bundles[0].threshold), threads)
 
@@ -130,5 +131,5 @@ def _fused(rows: "ray.data.Dataset", prediction: Prediction) -> "ray.data.Datase
 
 
 def _fuse_shard(row: dict[str, Any], prediction: str) -> dict[str, Any]:
-    Prediction.model_validate_json(prediction).run_fuse({name: int(value[0]) for name, value in row.items()})
+    attempts.fuse(Prediction.model_validate_json(prediction), {name: int(value[0]) for name, value in row.items()})
     return row

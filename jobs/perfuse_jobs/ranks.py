@@ -55,12 +55,18 @@ def run_rank(config: dict[str, Any]) -> None:
             world=world,
             report=report,
             stop=lambda: _agreed(ranks),
-            wrap=prepare_model,
+            wrap=_joined,
         )
     except Exception as error:
         if refusal := refusal_in(error):
             config["reports"].put(refusal)
         raise
+
+
+def _joined(network: torch.nn.Module) -> torch.nn.Module:
+    """A network whose ranks share their gradients; a shorter decoder leaves the encoder's last stage without any."""
+    joined: torch.nn.Module = prepare_model(network, parallel_strategy_kwargs={"find_unused_parameters": True})
+    return joined
 
 
 def _agreed(ranks: Any) -> bool:

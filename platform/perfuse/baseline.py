@@ -1,5 +1,6 @@
 """What a classical global threshold of the image reaches: what a prediction is worth more than."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,15 @@ class Baseline:
     surface_dice: float
 
 
-def baseline(scan: Scan, truth: str) -> Baseline:
-    """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice."""
+def baseline(scan: Scan, labels: Sequence[str]) -> Baseline:
+    """Otsu's threshold, of two or of the outer of three classes, bright or dark: whichever has the highest Dice.
+
+    labels: the truth, then others; what counts is where all of them were given.
+    """
     bins = intensity.bins(np.dtype(scan.info.dtype))
 
     def count(box: Box) -> npt.NDArray[np.int64]:
-        image, counted, marked = scan.read_image(box), counted_mask(scan, truth, box), truth_mask(scan, truth, box)
+        image, counted, marked = scan.read_image(box), counted_mask(scan, labels, box), truth_mask(scan, labels[0], box)
         return np.stack([np.bincount(image[counted & (marked == value)], minlength=bins) for value in (False, True)])
 
     counts = np.zeros((2, bins), np.int64)
@@ -36,7 +40,7 @@ def baseline(scan: Scan, truth: str) -> Baseline:
     best, at, bright = max(
         _candidates(counts.sum(0)), key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2]))
     )
-    counted = tally(scan, truth, lambda box: (scan.read_image(box) > at) == bright)
+    counted = tally(scan, labels, lambda box: (scan.read_image(box) > at) == bright)
     return Baseline(best, _threshold_dice(counts, at, bright=bright), counted.surface.surface_dice)
 
 

@@ -13,8 +13,8 @@ from perfuse.metrics.areas import area
 from perfuse.pictures import png
 
 COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
-SCORES = ("dice", "precision", "recall")
-NEED_ALL = {"false_positive", "true_negative", "dice", "precision"}
+SCORES = ("dice", "iou", "precision", "recall")
+NEED_ALL = {"false_positive", "true_negative", "dice", "iou", "precision"}
 """What sparse truth does not tell."""
 Map = npt.NDArray[np.float64]
 

@@ -61,8 +61,8 @@ class LabelInfo(BaseModel):
     @property
     def donors(self) -> dict[str, str]:
         """Donors whose data are in the label by way of the models that made it, each with that way; none of people's own."""
-        found: dict[str, str] = self.lineage.get("donors", {})
-        return found
+        ways = [self.lineage, *(box.lineage for box in self.boxes)]
+        return {donor: way for lineage in ways for donor, way in lineage.get("donors", {}).items()}
 
     def digest_over(self, voxels: str) -> str:
         """The digest that this label has when the root over the done-marks of its level 0 is `voxels`."""

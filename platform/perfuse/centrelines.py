@@ -23,7 +23,7 @@ def centrelines(scan: Scan, prediction: str, truth: str, threshold: int | None =
 
     def count(owned: Box) -> CentrelineCounts:
         box = owned.grown((OVERLAP,) * 3).intersect(whole)
-        masks = truth_mask(scan, truth, box), predicted(box), counted_mask(scan, truth, box)
+        masks = truth_mask(scan, truth, box), predicted(box), counted_mask(scan, (truth, prediction), box)
         return centreline_counts(*masks, owned.relative_to(box.start).slices)
 
     tiles = list(blocks(scan.shape_zyx, TILE))

@@ -1,7 +1,8 @@
 """What is counted of a prediction in a scan: inside the organ, where the truth was given, in one pass over the voxels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,9 @@ def truth_mask(scan: Scan, truth: str, box: Box) -> Mask:
     return scan.read_label(truth, box) >= VESSEL
 
 
-def counted_mask(scan: Scan, truth: str, box: Box) -> Mask:
-    """Where scores are counted: where the label was given, sparse or not, and inside the organ if that is marked."""
-    given = scan.read_given(truth, box)
+def counted_mask(scan: Scan, labels: Sequence[str], box: Box) -> Mask:
+    """Where scores are counted: where all these labels were given, sparse or not, and inside the organ if that is marked."""
+    given: Mask = reduce(np.logical_and, (scan.read_given(label, box) for label in labels))
     return given & (scan.read_label(ORGAN, box) >= VESSEL) if ORGAN in scan.labels() else given
 
 
@@ -71,18 +72,21 @@ class Tally:
 
 
 def tally(
-    scan: Scan, truth: str, predicted: Callable[[Box], Mask], width: tuple[int, int] = (BLOCK[1], BLOCK[2])
+    scan: Scan, labels: Sequence[str], predicted: Callable[[Box], Mask], width: tuple[int, int] = (BLOCK[1], BLOCK[2])
 ) -> Tally:
-    """Count a prediction against a label; width: of columns along y and x, which divide those of blocks."""
+    """Count a mask against the first of some labels, where all of them were given.
+
+    width: of columns along y and x, which divide those of blocks.
+    """
     depth, rows, columns = shape = scan.shape_zyx
     grid = (-(-rows // width[0]), -(-columns // width[1]))
     planes = np.zeros((depth, 4), np.int64)
     voxels, surfaces = np.zeros((*grid, 4), np.int64), np.zeros((*grid, 4, CLASSES), np.int64)
 
     def read(box: Box, into: Arrays) -> None:
-        np.greater_equal(scan.read_label(truth, box), VESSEL, out=into[0])
+        np.greater_equal(scan.read_label(labels[0], box), VESSEL, out=into[0])
         into[1][...] = predicted(box)
-        into[2][...] = counted_mask(scan, truth, box)
+        into[2][...] = counted_mask(scan, labels, box)
 
     def count(box: Box, arrays: Arrays) -> list[tuple[Box, Counts, Counts]]:
         return [_cell(cell, box, arrays, shape) for cell in _cells(box, width)]

@@ -29,6 +29,10 @@ def import_weights(url: str, recipe: "Recipe", voxel_size_um: tuple[float, float
         axes=recipe.axes,
         tile=recipe.tile,
         overlap=recipe.overlap,
+        window=recipe.window,
+        blend=recipe.blend,
+        turns=recipe.turns,
+        scales=recipe.scales,
     )
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     lineage = {

@@ -17,6 +17,9 @@ from perfuse.geometry import Box, blocks, index3
 from perfuse.labels import NEXT, Mask, level_of, list_labels
 from perfuse.validity import LabelBox, summary, visible
 
+STAGED = "label-"
+"""How the names of what is staged begin, beside the logits of predictions."""
+
 
 class LabelUpdate:
     """One box of a label in the making; a killed one goes on where it stopped.
@@ -168,7 +171,7 @@ def discard_stage(scan_url: str, name: str) -> None:
 
 
 def _stage_url(scan_url: str, name: str) -> str:
-    return storage.join(scan_url, "perfuse", "scratch", f"label-{name}")
+    return storage.join(scan_url, "perfuse", "scratch", f"{STAGED}{name}")
 
 
 def _opened(url: str) -> zarr.Group | None:

@@ -113,7 +113,13 @@ def postprocess(scan_url: str, label: str, output: str, cleaning: Cleaning) -> L
         lineage = {**info.lineage, **about} if info.model else {**made_by_program("postprocess"), **about}
         written = writer.finish(
             lambda foreground, digest: info.model_copy(
-                update={"name": output, "foreground": foreground, "digest": digest, "key": key, "lineage": lineage}
+                update={
+                    "name": output,
+                    "foreground": foreground,
+                    "digest": info.digest_over(digest),
+                    "key": key,
+                    "lineage": lineage,
+                }
             )
         )
     refresh(scan.url)

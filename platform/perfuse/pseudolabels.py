@@ -187,6 +187,7 @@ def _write(source: Source, output: str, key: str, cut: Cut) -> LabelInfo:
     lineage = {
         **seen.lineage,
         "prediction": {"label": seen.name, "digest": seen.digest},
+        "donors": (human.donors if human else {}) | seen.donors,
         "kept": {"label": human.name, "digest": human.digest} if human else None,
         "keep_edges": source.keep_edges,
         **about,

@@ -11,7 +11,7 @@ from perfuse.baseline import Baseline, baseline
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.counting import NO, YES, Tally, at_least, counted_mask, tally, threshold_or_own, truth_mask
 from perfuse.errors import ScanError
-from perfuse.geometry import Box
+from perfuse.geometry import Box, Index3
 from perfuse.metrics import (
     ConfusionCounts,
     Curve,
@@ -46,6 +46,7 @@ class Evaluation:
     """Which of the model's classes; empty for an only one."""
     threshold: float
     dice: float
+    iou: float
     precision: float
     recall: float
     fbeta: float
@@ -60,9 +61,9 @@ class Evaluation:
     baseline: Baseline
 
 
-def data_digest(scan: Scan, truth: LabelInfo) -> str:
-    """Identity of what a prediction is scored on: voxels, truth, and the organ, outside of which nothing is counted."""
-    return digest_json([scan.info.digest, truth.digest, *scan.organ_identity])
+def data_digest(scan: Scan, truth: LabelInfo, within: tuple[Index3, Index3] | None = None) -> str:
+    """Identity of what a prediction is scored on: voxels, truth, and the organ and box outside of which nothing is counted."""
+    return digest_json([scan.info.digest, truth.digest, *scan.organ_identity, *(within or ())])
 
 
 def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = None) -> Evaluation:
@@ -79,14 +80,15 @@ def count(
     """What `score` is derived from; width: as for `tally`, when columns are looked at."""
     scan.label_info(truth)
     predicted = at_least(scan, prediction, threshold)
-    return tally(scan, truth, predicted) if width is None else tally(scan, truth, predicted, width)
+    labels = truth, prediction
+    return tally(scan, labels, predicted) if width is None else tally(scan, labels, predicted, width)
 
 
 def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int | None = None) -> Evaluation:
     """The scores of what `count` counted, at the same threshold, and the baseline."""
     info, known = scan.label_info(prediction), scan.label_info(truth)
     voxels, dense = counts.voxels, known.kind != "sparse"
-    unsaid = 0 if dense else _unsaid(scan, truth, at_least(scan, prediction, threshold))
+    unsaid = 0 if dense else _unsaid(scan, truth, prediction, threshold)
     dice_bounds, precision_bounds = _bounds(voxels, 1.0 if dense else known.coverage, unsaid)
     return Evaluation(
         scan=scan.info.id,
@@ -94,11 +96,12 @@ def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int
         prediction=prediction,
         truth=truth,
         truth_kind=known.kind,
-        data_digest=data_digest(scan, known),
+        data_digest=data_digest(scan, known, info.box),
         model=info.model.uri if info.model else "",
         class_name=info.model.class_name if info.model else "",
         threshold=threshold_or_own(info, threshold) / 255,
         dice=voxels.dice if dense else NAN,
+        iou=voxels.iou if dense else NAN,
         precision=voxels.precision if dense else NAN,
         recall=voxels.recall,
         fbeta=voxels.fbeta(BETA) if dense else NAN,
@@ -107,7 +110,7 @@ def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int
         predicted_voxels=voxels.predicted,
         dice_bounds=dice_bounds,
         precision_bounds=precision_bounds,
-        baseline=baseline(scan, truth) if dense else Baseline("none: the truth is sparse", NAN, NAN),
+        baseline=baseline(scan, (truth, prediction)) if dense else Baseline("none: the truth is sparse", NAN, NAN),
     )
 
 
@@ -134,7 +137,7 @@ def surface_dice_within(
         return near_counts(
             read_cubes(partial(truth_mask, scan, truth), box, shape),
             read_cubes(predicted, box, shape),
-            read_cubes(partial(counted_mask, scan, truth), box, shape, outside=1),
+            read_cubes(partial(counted_mask, scan, (truth, prediction)), box, shape, outside=1),
             (z, y, x),
             tolerance_um,
             spacing,
@@ -156,9 +159,13 @@ def counts_by_scan(scans: Sequence[Scan], prediction: str, truth: str, within: S
     found = []
     for scan, extent in zip(scans, within or [Box.whole(scan.shape_zyx) for scan in scans], strict=True):
         check_dense(scan, truth)
-        (counts,) = curves(scan, truth, 1, lambda box, scan=scan: (scan.read_label(prediction, box),), extent)  # type: ignore[misc]
+        (counts,) = curves(scan, (truth, prediction), 1, partial(_values, scan, prediction), extent)
         found.append(counts)
     return found
+
+
+def _values(scan: Scan, prediction: str, box: Box) -> Arrays:
+    return (scan.read_label(prediction, box),)
 
 
 def check_dense(scan: Scan, truth: str) -> None:
@@ -168,15 +175,18 @@ def check_dense(scan: Scan, truth: str) -> None:
 
 
 def curves(
-    scan: Scan, truth: str, number: int, values: Callable[[Box], Arrays], extent: Box | None = None
+    scan: Scan, labels: Sequence[str], number: int, values: Callable[[Box], Arrays], extent: Box | None = None
 ) -> list[CurveCounts]:
-    """What all 255 thresholds count of so many predictions, in one pass. values: each one's uint8[z, y, x] of a block."""
+    """What all 255 thresholds count of so many predictions, in one pass. values: each one's uint8[z, y, x] of a block.
+
+    labels: the truth, then others; what counts is where all of them were given, inside the extent.
+    """
     shape = scan.shape_zyx
     whole = extent or Box.whole(shape)
 
     def read(box: Box, into: Arrays) -> None:
-        into[0][...] = truth_mask(scan, truth, box)
-        into[1][...] = counted_mask(scan, truth, box) & _inside(whole, box)
+        into[0][...] = truth_mask(scan, labels[0], box)
+        into[1][...] = counted_mask(scan, labels, box) & _inside(whole, box)
         for place, predicted in zip(into[2:], values(box), strict=True):
             place[...] = predicted
 
@@ -200,11 +210,16 @@ def _inside(extent: Box, box: Box) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _unsaid(scan: Scan, truth: str, predicted: Callable[[Box], npt.NDArray[np.bool_]]) -> int:
+def _unsaid(scan: Scan, truth: str, prediction: str, threshold: int | None) -> int:
     """Predicted voxels of which the truth says nothing, though it was given there: unmarked ones of sparse boxes."""
+    predicted = at_least(scan, prediction, threshold)
 
     def count(box: Box) -> int:
-        return int(np.count_nonzero(predicted(box) & counted_mask(scan, truth, box) & ~scan.read_known(truth, box)))
+        return int(
+            np.count_nonzero(
+                predicted(box) & counted_mask(scan, (truth, prediction), box) & ~scan.read_known(truth, box)
+            )
+        )
 
     return sum(over_blocks(cut(scan.shape_zyx), f"bounds {scan.info.id}", count))
 

@@ -62,7 +62,7 @@ class ShardFormat:
         blosc = next(c for c in sharding.codecs if isinstance(c, BloscCodec))
         codec = Blosc(blosc.cname.value, blosc.clevel, SHUFFLES[blosc.shuffle.value], blosc.blocksize)
         shard = index3(array.shards or array.chunks)
-        return cls(_url(array), index3(array.shape), index3(array.chunks), shard, np.dtype(array.dtype), codec)
+        return cls(url_of(array), index3(array.shape), index3(array.chunks), shard, np.dtype(array.dtype), codec)
 
     def key(self, box: Box) -> str:
         """The stored object of the shard that begins where `box` begins, relative to the array."""
@@ -189,7 +189,8 @@ def _index(tail: bytes, grid: list[int]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(table, "<u8").reshape(*grid, 2)
 
 
-def _url(array: zarr.Array[Any]) -> str:
+def url_of(array: zarr.Array[Any]) -> str:
+    """Where an array lies."""
     place, store = array.store_path, array.store_path.store
     if isinstance(store, LocalStore):
         return str(store.root / place.path)

@@ -199,6 +199,14 @@ def size_of(url: str) -> int:
         return int(filesystem(url).du(normal(url))) if exists(url) else 0
 
 
+def folders(url: str) -> list[str]:
+    """Names of the folders in a folder, sorted; none where there is nothing."""
+    with reaching(url):
+        if not exists(url):
+            return []
+        return sorted(name_of(e["name"]) for e in filesystem(url).ls(url, detail=True) if e["type"] == "directory")
+
+
 def remove_tree(url: str) -> None:
     """Remove a folder and all in it, if it is there."""
     with reaching(url):

@@ -5,6 +5,7 @@ scores at all 255 thresholds counted, in one pass over the scan. This is the tab
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -24,7 +25,6 @@ from perfuse.inference.members import Sight
 from perfuse.inference.options import seen_otherwise
 from perfuse.inference.prediction import Prediction
 from perfuse.inference.preparing import prepare
-from perfuse.locks import writing
 from perfuse.metrics import Curve, CurveCounts
 from perfuse.passes import cut, over_blocks
 
@@ -74,24 +74,30 @@ def sweep(
     rows = []
     for um in resample_um:
         seen = model if um is None else seen_otherwise(model, [f"resample_um={um}"])
-        predictions = []
-        for scan in scans:
-            prediction = prepare(scan.url, seen, OUTPUT)
-            with writing(scan.url, "scratch"):
-                fill(prediction, seen)
-            predictions.append(prediction)
-        choices = [(choice, Fusion()) for choice in combined(len(uris))]
-        weights: tuple[float, ...] = ()
-        if fit:
-            weights = fitted(list(zip(scans, predictions, strict=True)), truth, class_number)
-            thousandths = tuple(round(1000 * weight) for weight in weights)
-            choices.append((tuple(range(len(uris))), Fusion(weights=thousandths)))
-        for (choice, fusion), counts in zip(
-            choices, _counted(scans, predictions, truth, choices, class_number), strict=True
-        ):
+        with ExitStack() as held:
+            predictions = [_filled(scan, seen, fill, held) for scan in scans]
+            choices = [(choice, Fusion()) for choice in combined(len(uris))]
+            weights: tuple[float, ...] = ()
+            if fit:
+                weights = fitted(list(zip(scans, predictions, strict=True)), truth, class_number)
+                thousandths = tuple(round(1000 * weight) for weight in weights)
+                choices.append((tuple(range(len(uris))), Fusion(weights=thousandths)))
+            counted = _counted(scans, predictions, truth, choices, class_number)
+        for (choice, fusion), counts in zip(choices, counted, strict=True):
             members = tuple(uris[k] for k in choice)
             rows.append(Row(members, weights if fusion.weights else (), um, counts.curve()))
     return rows
+
+
+def _filled(scan: Scan, model: Model, fill: Fill, held: ExitStack) -> Prediction:
+    """The members' logits of a scan, which nobody else touches until `held` is closed, and which stay after it."""
+    prediction = prepare(scan.url, model, OUTPUT)
+    for member in prediction.members:
+        held.enter_context(member.held(scan.url))
+    fill(prediction, model)
+    for member in prediction.members:
+        member.keep(scan.url)
+    return prediction
 
 
 def combined(members: int) -> list[tuple[int, ...]]:
@@ -118,7 +124,7 @@ def _counted(
             seen = list(sight.of(box, class_number))
             return tuple(fuse([seen[k] for k in choice], fusion) for choice, fusion in ways)
 
-        counts = scoring.curves(scan, truth, len(choices), values)
+        counts = scoring.curves(scan, (truth,), len(choices), values)
         total = [a + b for a, b in zip(total, counts, strict=True)]
     return total
 
@@ -156,7 +162,7 @@ def _sampled(
 
     def draw(box: Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         rng = np.random.default_rng(box.start)
-        chosen = (rng.random(box.shape, np.float32) < share) & counted_mask(scan, truth, box)
+        chosen = (rng.random(box.shape, np.float32) < share) & counted_mask(scan, (truth,), box)
         parts = [seen.as_("logit") for seen in sight.of(box, class_number)]
         logits = [part.total[chosen] / (part.weight * ONE) for part in parts]
         return np.stack(logits, axis=1), truth_mask(scan, truth, box)[chosen]

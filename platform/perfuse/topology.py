@@ -30,16 +30,13 @@ class Topology:
     """Counts of a mask whose foreground has 26 neighbours and its background 6."""
 
     euler: int
-    b0: int
-    """Components."""
-    b1: int
-    """Tunnels."""
-    b2: int
-    """Cavities."""
-    voxels: int
+    betti: tuple[int, int, int]
+    """Components, tunnels, cavities: b0, b1, b2."""
+    components: int
     largest: int
     """Voxels of the largest component."""
-    components: tuple[Component, ...]
+    voxels: int
+    listed: tuple[Component, ...]
     """The largest, in falling order."""
 
 
@@ -72,12 +69,11 @@ def topology(scan_url: str, label: str, threshold: float | None = None, listed: 
     voxel_mm3 = prod(scan.info.voxel_size_um) * 1e-9
     return Topology(
         euler=euler,
-        b0=found.count,
-        b1=found.count + holes.count - euler,
-        b2=holes.count,
-        voxels=found.voxels,
+        betti=(found.count, found.count + holes.count - euler, holes.count),
+        components=found.count,
         largest=found.largest,
-        components=tuple(
+        voxels=found.voxels,
+        listed=tuple(
             Component(size, size * voxel_mm3, index3([int(n) for n in np.unravel_index(first, shape)]))
             for size, first in found.listed
         ),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "perfuse"
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 """What MLflow takes in one request."""
+STORES = {"boto3", "botocore", "s3transfer"}
+"""Whose errors are those of a store of files that MLflow lets its clients reach themselves."""
 
 
 @contextmanager
@@ -30,11 +32,16 @@ def answering() -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, OSError) as error:
-        if is_away(error):
+    except Exception as error:
+        if isinstance(error, (MlflowException, OSError)) and is_away(error):
             raise ServerError(
                 f"MLflow at {shown(settings.tracking_uri())} does not answer. Start it, or correct MLFLOW_TRACKING_URI; "
                 "unset, perfuse keeps runs in SQLite in its work folder."
+            ) from error
+        if type(error).__module__.split(".")[0] in STORES:
+            raise ServerError(
+                f"The store of files of MLflow at {shown(settings.tracking_uri())} does not answer: {error}. Check its address "
+                "and the credentials (for S3: MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID)."
             ) from error
         raise
 

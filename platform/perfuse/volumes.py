@@ -20,7 +20,7 @@ from perfuse import storage
 from perfuse.errors import ScanError
 from perfuse.geometry import AXES, Box, Index3, Spacing, blocks, index3
 from perfuse.parallel import in_order
-from perfuse.shards import ShardFormat
+from perfuse.shards import ShardFormat, url_of
 
 Voxels = npt.NDArray[Any]
 Reduce = Literal["mean", "max"]
@@ -270,15 +270,17 @@ class DoneMarks:
                 overwrite=True,
                 attributes={"key": key},
             )
-        self._array = array
+        self._array, self._url = array, url_of(array)
 
     def mark(self, task: int, digest: bytes) -> None:
         """Record that a task has written its shards: the digests of their stored bytes, one after the other."""
-        self._array[task] = np.frombuffer(digest, np.uint8)
+        with storage.reaching(self._url):
+            self._array[task] = np.frombuffer(digest, np.uint8)
 
     def digests(self) -> list[bytes]:
         """Each task's row; zero bytes where it is not done."""
-        return [row.tobytes() for row in np.asarray(self._array[:])]
+        with storage.reaching(self._url):
+            return [row.tobytes() for row in np.asarray(self._array[:])]
 
     def intact(self, task_digest: Callable[[int], bytes]) -> set[int]:
         """Tasks whose mark equals the digest of what is stored now: the others are to be done (again)."""

@@ -13,7 +13,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, QuarantineError, ServerError
 from perfuse.inference import attempts, predict, prepare
-from perfuse.inference.prediction import Worker
+from perfuse.inference.prediction import Prediction, Worker
 from perfuse.models import build
 
 
@@ -130,3 +130,25 @@ def test_a_slab_that_kills_its_processes_is_left_out(
     attempts.forget(prediction)
     assert attempts.counted(prediction, worker, rows(1)[0]) is None
     assert not pauses
+
+
+def test_a_store_that_is_away_for_a_moment_ends_neither_fusing_nor_the_last_step(
+    monkeypatch: pytest.MonkeyPatch, pauses: list[float], scan: Scan, bundle: Bundle
+) -> None:
+    away = [ServerError("away")]
+
+    def failing(method: Any) -> Any:
+        def answer(self: Prediction, *words: Any, **options: Any) -> Any:
+            if away:
+                raise away.pop()
+            return method(self, *words, **options)
+
+        return answer
+
+    monkeypatch.setattr(Prediction, "run_fuse", failing(Prediction.run_fuse))
+    predict(scan.url, bundle, "soft")
+    assert pauses == [attempts.OUTAGE[0]]
+    away.append(ServerError("away"))
+    monkeypatch.setattr(Prediction, "finish", failing(Prediction.finish))
+    predict(scan.url, bundle, "more")
+    assert Scan.open(scan.url).labels().keys() == {"soft", "more"}

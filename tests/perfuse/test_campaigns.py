@@ -5,6 +5,7 @@ import yaml
 from perfuse.campaigns import CAMPAIGNS, Roles, load_campaign, plan_campaign
 from perfuse.campaigns.cost import LEARNING, SUSTAINED, costs
 from perfuse.campaigns.leakage import check
+from perfuse.campaigns.networks import check_networks
 from perfuse.campaigns.roles import choose
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import CampaignError
@@ -251,3 +252,16 @@ def test_cost_is_counted_from_shapes(scans):
 def test_recipes_of_several_classes_are_refused(scans):
     with pytest.raises(CampaignError, match=r"has the classes large, vessel, and campaigns are of one.*perfuse train"):
         planned(scans, "sennet_13th", "recipe.labels={vessel: [human], large: [human-large]}")
+
+
+def test_a_test_donor_chooses_nothing(scans, tmp_path):
+    ensemble = {"kind": "tune", "name": "tuned", "models": ["first"], "scans": ["b"]}
+    path = written(tmp_path, TRAIN_A, ensemble, roles={"test": ["b"]})
+    refused(scans, path, r"Stage tuned: donor 'b' chooses, and is kept for testing")
+
+
+def test_networks_are_tried_before_anything_runs(scans, tmp_path):
+    for wrong, said in (("recipe.network.encoder=resnet19", "resnet18"), ("recipe.crop=2048", "half of a crop")):
+        train = {**TRAIN_A, "settings": [wrong.removeprefix("recipe.")]}
+        with pytest.raises(CampaignError, match=rf"Stage first: .*{said}"):
+            check_networks(planned(scans, written(tmp_path, train)))

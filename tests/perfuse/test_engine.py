@@ -298,3 +298,27 @@ def test_a_crop_that_the_network_cannot_see_is_refused_before_the_first_step(mak
         RecipeError, match=r"pan on resnet18 cannot see crops and tiles of 64 pixels.*It can see: 128, "
     ):
         trained(make([*BASE, *pan], "crop=128", "tile=64"))
+
+
+def test_the_average_of_weights_follows_them_slowly(make) -> None:
+    """After one step the decay is (1 + 1) / (10 + 1): the memory is short at first."""
+    job = make(PLAIN, "ema_decay=0.9", "steps=1", "batch=2")
+    before, after = initial(job)["network"], trained(job)
+    for name, value in after["averaged"].items():
+        torch.testing.assert_close(value, before[name].lerp(after["network"][name], 1 - 2 / 11))
+    assert any((value != after["network"][name]).any() for name, value in after["averaged"].items())
+
+
+def test_gradients_are_clipped_by_norm(make) -> None:
+    words = [
+        "steps=1",
+        "batch=2",
+        "momentum=0",
+        "weight_decay=0",
+        "learning_rate=1",
+        "schedule=[{kind: constant, share: 1}]",
+    ]
+    job = make([word for word in PLAIN if word != "clip_norm=none"], "clip_norm=1e-3", *words)
+    before, after = initial(job), trained(job)
+    moved = torch.cat([(after["network"][k] - v).ravel() for k, v in before["network"].items()])
+    assert moved.norm() == pytest.approx(1e-3, rel=0.01)

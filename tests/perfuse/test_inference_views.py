@@ -11,17 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
+from typer.testing import CliRunner
 
 from perfuse import organ_statistics
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
+from perfuse.cli import build as build_cli
 from perfuse.contract import Contract, Forward, Fusion, Network
-from perfuse.errors import PlanError
+from perfuse.errors import BusyError, PlanError
 from perfuse.geometry import Box
 from perfuse.inference import plan, predict, prepare, probability
 from perfuse.inference.engine import Engine
 from perfuse.inference.grid import Grid, resized
 from perfuse.inference.logits import LIMIT, ONE, P_ONE, Seen, fuse, window
+from perfuse.inference.members import SCRATCH
 from perfuse.inference.prediction import Worker
 from perfuse.inference.slab import PLANES, rows_of_logits
 from perfuse.inference.views import GROUPS, turned, turned_back
@@ -49,6 +52,17 @@ class Small(torch.nn.Sequential):
         super().__init__(
             torch.nn.Conv2d(in_channels, 4, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(4, classes, 5, padding=2)
         )
+
+
+class Sure(torch.nn.Module):
+    """Says of all planes that all is vessel, as surely as can be."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_full((len(x), self.classes, *x.shape[2:]), 100.0)
 
 
 class Slanted(torch.nn.Module):
@@ -349,4 +363,28 @@ def test_kept_scratch_asks_no_network_twice(scan: Scan, monkeypatch: pytest.Monk
     assert (labels[2] >= labels[0]).all()
     assert scan.labels()["weighted"].lineage["fusion"] == {"weights": [3, 1]}
     predict(scan.url, first, "again")
-    assert len(asked) == 6, "the scratch was collected"
+    assert not asked, "what was to be kept stays"
+    kept = Path(scan.url, SCRATCH)
+    (kept / "label-human").mkdir()
+    CliRunner().invoke(build_cli(), ["scan", "clean", scan.url], catch_exceptions=False)
+    assert [folder.name for folder in kept.iterdir() if folder.is_dir()] == ["label-human"], "what is staged stays"
+    predict(scan.url, first, "anew")
+    assert len(asked) == 6
+    assert [folder.name for folder in kept.iterdir() if folder.is_dir()] == ["label-human"], "nobody asked to keep it"
+
+
+def test_logits_belong_to_one_prediction_at_a_time(scan: Scan) -> None:
+    made = bundle()
+    (member,) = prepare(scan.url, made, "a").members
+    with member.held(scan.url), pytest.raises(BusyError, match="Another process"):
+        predict(scan.url, made, "b")
+    predict(scan.url, made, "b")
+
+
+def test_sums_of_many_panels_do_not_overflow() -> None:
+    """16 panels and 16 tiles over a pixel, all as sure as can be, under Hann's window: more than an int32 holds."""
+    network = Network(module=f"{__name__}:Sure", planes=16, outputs="all")
+    torch.manual_seed(0)
+    engine = Engine.of(build(network), forward(network=network, tile=96, overlap=0.74), "cpu", "eager-fp32")
+    logits = slab(engine, np.ones((32, 96, 200), np.float32), 0, (0, 32))
+    assert (logits == LIMIT * ONE).all()

@@ -131,11 +131,14 @@ def test_a_training_starts_from_a_registered_model_whose_alias_is_pinned(run: st
 def test_published_weights_become_a_bundle(tmp_path, ending: str, wrapped) -> None:
     file = tmp_path / f"weights{ending}"
     (save_file if ending == ".safetensors" else torch.save)(wrapped(weights(3)), file)
-    bundle = import_weights(str(file), RECIPE, (45, 65), 51)
+    recipe = RECIPE.changed(window="max", blend="probability", turns="quarters", scales=(1.0, 2.0))
+    bundle = import_weights(str(file), recipe, (45, 65), 51)
     assert list(bundle.weights) == list(weights(3))
     for key, value in weights(3).items():
         torch.testing.assert_close(bundle.weights[key], value, rtol=0, atol=0)
     assert bundle.contract.forward.voxel_size_um == (45, 65)
+    wanted = ("tile", "overlap", "axes", "normalisation", "window", "blend", "turns", "scales")
+    assert all(getattr(bundle.contract.forward, name) == getattr(recipe, name) for name in wanted)
     assert bundle.contract.decision.threshold == 51
     assert bundle.lineage["imported"] == file.name
 

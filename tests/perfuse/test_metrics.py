@@ -166,3 +166,10 @@ def test_bad_arrays_are_refused():
         curve_counts(good, np.zeros((3, 3, 4), np.uint8))
     with pytest.raises(TypeError, match="safe"):
         curve_counts(good, np.zeros((3, 3, 3), np.uint16))
+
+
+def test_iou_is_intersection_over_union():
+    a, b = np.zeros((2, 4, 5, 6), bool)
+    a[1:3, 1:4], b[2:4, 2:5] = True, True
+    assert confusion_counts(a, b).iou == (a & b).sum() / (a | b).sum()
+    assert np.isnan(confusion_counts(a & ~a, a & ~a).iou)

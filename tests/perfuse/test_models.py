@@ -176,3 +176,8 @@ def test_memory_of_freed_arrays_is_kept_for_the_next() -> None:
         return int(subprocess.run([sys.executable, "-c", script, *words], check=True, capture_output=True).stdout)
 
     assert faults() > 4 * faults("kept")
+
+
+def test_weights_that_no_encoder_of_timm_has_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"in1k21: an encoder of timm has its weights in its name.*imagenet or none"):
+        build(changed(encoder="tu-resnet18", encoder_weights="in1k21"), pretrained=True)

@@ -10,6 +10,8 @@ from perfuse.cli import build
 from perfuse.errors import ScanError
 from perfuse.postprocessing import BACKGROUND, Cleaning, postprocess
 from perfuse.topology import topology
+from perfuse.validity import LabelBox
+from perfuse.volumes import merkle
 
 SHAPE = (70, 530, 66)
 """Four shards of labels, which are 64 × 512 × 512 at most."""
@@ -73,18 +75,19 @@ def test_topology_is_that_of_the_whole_volume(scan, values):
     found = topology(scan.url, "soft", 0.6, listed=40)
     labels, components = ndimage.label(mask, np.ones((3, 3, 3)))
     _, count = ndimage.label(np.pad(~mask, 1, constant_values=True))
-    assert found.b0 == components
-    assert found.b2 == count - 1
-    assert found.euler == euler_number(np.pad(mask, 1), connectivity=3) == found.b0 - found.b1 + found.b2
+    b0, b1, b2 = found.betti
+    assert b0 == found.components == components
+    assert b2 == count - 1
+    assert found.euler == euler_number(np.pad(mask, 1), connectivity=3) == b0 - b1 + b2
     size = np.bincount(labels.ravel())[1:]
     assert (found.voxels, found.largest) == (mask.sum(), size.max())
     first = np.unique(labels.ravel(), return_index=True)[1][-components:]
     largest = sorted(zip(-size, first, strict=True))[:40]
     assert len({n for n, _ in largest}) < 40, "some are equally large"
-    assert [(c.voxels, np.ravel_multi_index(c.first_zyx, SHAPE)) for c in found.components] == [
+    assert [(c.voxels, np.ravel_multi_index(c.first_zyx, SHAPE)) for c in found.listed] == [
         (-n, at) for n, at in largest
     ]
-    assert found.components[0].mm3 == pytest.approx(size.max() * 0.05**3)
+    assert found.listed[0].mm3 == pytest.approx(size.max() * 0.05**3)
 
 
 def test_topology_reads_each_voxel_once(scan, monkeypatch):
@@ -129,3 +132,24 @@ def test_bad_thresholds_are_refused(scan, wrong):
     words = ["postprocess", scan.url, "--labels", "soft", "--output", "verb", "--hysteresis", wrong]
     with pytest.raises(ScanError, match="hysteresis"):
         CliRunner().invoke(build(), words, catch_exceptions=False)
+
+
+def test_what_is_left_of_a_label_of_people_verifies_and_keeps_its_boxes(tmp_path, make_scan, values):
+    box = LabelBox(
+        version=1, start=(0, 0, 0), stop=(40, 530, 66), kind="sparse", coverage=0.5, marked=0, added=0, removed=0
+    )
+    scan = make_scan(tmp_path, "s", np.zeros(SHAPE, np.uint16), {"human": values}, boxes=(box,), kind="sparse")
+    info = postprocess(scan.url, "human", "few", Cleaning(threshold=0.6, min_voxels=5))
+    assert info.boxes == (box,)
+    assert info.digest != Scan.open(scan.url).label_info("human").digest
+    marks = np.asarray(Scan.open(scan.url).group["perfuse/labels/few"][:])
+    assert info.digest == info.digest_over(merkle(row.tobytes() for row in marks)), "what verify asks for"
+
+
+def test_the_verb_takes_all_that_a_cleaning_says(scan, values):
+    wanted = Cleaning(threshold=0.55, connectivity=6, min_voxels=4, keep_largest=7, fill_holes=True)
+    words = ["--threshold", "0.55", "--connectivity", "6", "--min-voxels", "4", "--keep-largest", "7", "--fill-holes"]
+    CliRunner().invoke(
+        build(), ["postprocess", scan.url, "--labels", "soft", "--output", "all", *words], catch_exceptions=False
+    )
+    np.testing.assert_array_equal(Scan.open(scan.url).label("all")[:], whole(values, wanted) * 255)

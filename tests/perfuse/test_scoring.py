@@ -20,12 +20,14 @@ SHAPE = (70, 40, 44)
 MODEL = ModelRef(uri="", forward_digest="f", bundle_digest="b", threshold=100, backend="eager-fp32")
 
 
-def write_soft(scan: Scan, name: str, values: np.ndarray, model: ModelRef | None = MODEL) -> None:
+def write_soft(scan: Scan, name: str, values: np.ndarray, model: ModelRef | None = MODEL, box=None) -> None:
     writer = writer_for(scan, name, name)
     for task in writer.todo():
         writer.write(task, values[writer.tasks[task].slices])
     writer.finish(
-        lambda share, digest: LabelInfo(name=name, kind="soft", foreground=share, digest=digest, key=name, model=model)
+        lambda share, digest: LabelInfo(
+            name=name, kind="soft", foreground=share, digest=digest, key=name, model=model, box=box
+        )
     )
 
 
@@ -188,3 +190,28 @@ def test_organ_limits_what_counts(tmp_path, make_scan, tubes):
     assert scoring.evaluate(scan, "soft", "human").dice == 1.0
     plain, truth = make_scan(tmp_path / "plain", "organ", image, {"human": mask}), scan.label_info("human")
     assert scoring.data_digest(plain, truth) != scoring.data_digest(scan, truth), "other voxels are counted"
+
+
+def test_a_prediction_of_a_region_is_scored_inside_it(case):
+    scan, _, truth, soft = case
+    box = Box((10, 0, 8), (50, 33, 40))
+    part = np.zeros_like(soft)
+    part[box.slices] = soft[box.slices]
+    write_soft(scan, "part", part, box=(box.start, box.stop))
+    inside = np.zeros(SHAPE, bool)
+    inside[box.slices] = True
+    scores = scoring.evaluate(scan, "part", "human")
+    whole = confusion_counts(truth, part >= 100, inside)
+    assert (scores.dice, scores.iou, scores.recall) == (whole.dice, whole.iou, whole.recall)
+    assert scores.truth_voxels == truth[box.slices].sum() < truth.sum()
+    assert scores.data_digest != scoring.evaluate(scan, "soft", "human").data_digest
+    assert scoring.tune([scan], "part", "human").dice[99] == whole.dice
+    assert scoring.surface_dice_within(scan, "part", "human", 0.0) == pytest.approx(scores.surface_dice, abs=1e-6)
+
+
+def test_fbeta_over_thresholds_is_that_of_each_mask(case):
+    scan, _, truth, soft = case
+    (counts,) = scoring.counts_by_scan([scan], "soft", "human")
+    for at in (1, 60, 128, 255):
+        for beta in (0.5, 2.0):
+            assert counts.fbeta(beta)[at - 1] == pytest.approx(confusion_counts(truth, soft >= at).fbeta(beta))

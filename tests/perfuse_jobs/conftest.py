@@ -14,7 +14,7 @@ Verb = Callable[..., Any]
 
 TINY = {
     "network.encoder": "tu-test_resnet",
-    "network.decoder_channels": "16,8,8,8,8",
+    "network.decoder_channels": "16,8,8,8",
     "network.planes": "1",
     "axes": "z",
     "crop": "32",

@@ -1,5 +1,6 @@
 """A label as a mask, slab by slab."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from perfuse.console import progress
 from perfuse.geometry import Box, index3, runs
 from perfuse.parallel import in_order
 
+MOST_VOXELS = 2**29
+"""Of a slab, and of all that wait for their turn."""
 Mask = npt.NDArray[np.bool_]
 
 
@@ -23,12 +26,14 @@ class Slabs:
     threshold: int
 
     def __iter__(self) -> Iterator[tuple[int, Mask]]:
-        """Each slab, bool[z, y, x], with the number of its first slice; slabs are as thick as the label's shards."""
+        """Each slab, bool[z, y, x], with the number of its first slice; as thick as the label's shards, where slices are not huge."""
         depth, rows, columns = self.scan.shape_zyx
         stored = self.scan.label(self.label)
-        cuts = [Box((a, 0, 0), (b, rows, columns)) for a, b in runs(depth, index3(stored.shards or stored.chunks)[0])]
+        thick = min(index3(stored.shards or stored.chunks)[0], max(1, MOST_VOXELS // (rows * columns)))
+        ahead = min(2 * (os.cpu_count() or 1), MOST_VOXELS // (thick * rows * columns))
+        cuts = [Box((a, 0, 0), (b, rows, columns)) for a, b in runs(depth, thick)]
         with progress(f"export {self.label}, slabs", len(cuts)) as advance:
-            for box, mask in zip(cuts, in_order(self.read, cuts), strict=True):
+            for box, mask in zip(cuts, in_order(self.read, cuts, waiting=ahead), strict=True):
                 yield box.start[0], mask
                 advance()
 

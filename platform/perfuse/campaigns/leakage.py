@@ -12,13 +12,19 @@ OF_THE_DATA = {"name", "labels", "train", "validation", "holdout", "init_from", 
 def check(plan: Plan) -> None:
     """CampaignError naming stage, donor and path, when a campaign cannot be trusted; nothing has run by then.
 
-    No donor chooses or scores what it is in; nothing learns from a test donor; what learns from everything has siblings that
-    each left out donors which it learns from, and no others.
+    No donor chooses or scores what it is in; nothing learns from a test donor, and it chooses nothing; what learns from
+    everything has siblings that each left out donors which it learns from, and no others.
     """
     before: dict[str, Planned] = {}
+    testing = {site.donor for site in plan.test}
     for planned in plan.stages:
         for site in planned.judges:
             _refuse(planned, site.donor, "chooses" if _chooses(planned) else "is scored")
+            if _chooses(planned) and site.donor in testing:
+                raise CampaignError(
+                    f"Stage {planned.stage.name}: donor {site.donor!r} chooses, and is kept for testing. Take another donor for "
+                    "this (--set validation=…, --set test=…)."
+                )
         if isinstance(planned.stage, Train):
             for site in plan.test:
                 _refuse(planned, site.donor, "is kept for testing")

@@ -99,20 +99,21 @@ def topology(
     table = Table(title=f"{label} in {scan_url}, foreground with 26 neighbours")
     table.add_column("")
     table.add_column("", justify="right")
-    for name, heading in _NAMES.items():
-        table.add_row(heading, f"{found[name]:,}")
+    numbers = found["euler"], *found["betti"], found["voxels"], found["largest"]
+    for heading, number in zip(_HEADINGS, numbers, strict=True):
+        table.add_row(heading, f"{number:,}")
     results.print(table)
-    for part in found["components"]:
+    for part in found["listed"]:
         z, y, x = part["first_zyx"]
         results.print(f"{part['voxels']:>14,} voxels {part['mm3']:>12.4g} mm³  first voxel {z}, {y}, {x}")
     return found
 
 
-_NAMES = {
-    "euler": "Euler number",
-    "b0": "components (b0)",
-    "b1": "tunnels (b1)",
-    "b2": "cavities (b2)",
-    "voxels": "voxels",
-    "largest": "voxels of the largest component",
-}
+_HEADINGS = (
+    "Euler number",
+    "components (b0)",
+    "tunnels (b1)",
+    "cavities (b2)",
+    "voxels",
+    "voxels of the largest component",
+)

@@ -72,10 +72,10 @@ def check(name: Name, settings: Settings = None, smoke: Smoke = False, as_json: 
     """
     from perfuse.console import print_json, results
     from perfuse.recipes import load_recipe
-    from perfuse.recipes.checking import weights
+    from perfuse.recipes.checking import check_network
 
     recipe = load_recipe(name, settings or [], smoke=smoke)
-    count = weights(recipe)
+    count = check_network(recipe.segmenter, (recipe.crop, recipe.tile))
     found = {"recipe": recipe.name, "weights": count, **_summary(recipe)}
     if as_json:
         print_json(found)

@@ -147,13 +147,17 @@ def clean(scan_url: ScanUrl) -> int:
     from perfuse.catalog import Scan
     from perfuse.console import results
     from perfuse.inference.members import SCRATCH
+    from perfuse.label_updates import STAGED
     from perfuse.locks import writing
 
     scan = Scan.open(scan_url)
-    kept = storage.join(scan.url, SCRATCH)
-    with writing(scan.url, "scratch"):
-        size = storage.size_of(kept)
-        storage.remove_tree(kept)
+    size = 0
+    for name in storage.folders(storage.join(scan.url, SCRATCH)):
+        if name.startswith(STAGED):
+            continue
+        with writing(scan.url, name):
+            size += storage.size_of(storage.join(scan.url, SCRATCH, name))
+            storage.remove_tree(storage.join(scan.url, SCRATCH, name))
     results.print(f"{scan.url}: {decimal(size)} of logits removed")
     return size
 

@@ -109,21 +109,26 @@ def _print(scores: Any) -> None:
     from rich.table import Table
 
     from perfuse.console import results
+    from perfuse.scoring import BETA
 
     table = Table(title=_title(scores))
-    for heading in ("", "Dice", "surface dice", "precision", "recall", f"Fβ, β = {0.5}"):
+    for heading in ("", "Dice", "surface dice", "IoU", "precision", "recall", f"Fβ, β = {BETA}"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
         scores.model or scores.prediction,
-        *(f"{v:.4f}" for v in (scores.dice, scores.surface_dice, scores.precision, scores.recall, scores.fbeta)),
+        *(
+            f"{v:.4f}"
+            for v in (getattr(scores, name) for name in ("dice", "surface_dice", "iou", "precision", "recall", "fbeta"))
+        ),
     )
     table.add_row(
-        scores.baseline.method, f"{scores.baseline.dice:.4f}", f"{scores.baseline.surface_dice:.4f}", "", "", ""
+        scores.baseline.method, f"{scores.baseline.dice:.4f}", f"{scores.baseline.surface_dice:.4f}", *[""] * 4
     )
     results.print(table)
     if scores.dice != scores.dice:
-        low, high = scores.dice_bounds
-        results.print(f"The truth is sparse: Dice lies between {low:.4f} and {high:.4f} under its stated coverage.")
+        bounds = zip(("Dice", "precision"), (scores.dice_bounds, scores.precision_bounds), strict=True)
+        told = ", ".join(f"{name} between {low:.4f} and {high:.4f}" for name, (low, high) in bounds)
+        results.print(f"The truth is sparse: {told}, under its stated coverage.")
 
 
 def tune(
@@ -131,10 +136,11 @@ def tune(
     prediction: Prediction,
     truth: Truth,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores over the thresholds into this PNG file.")] = None,
+    beta: Annotated[float, typer.Option(min=0.01, help="Of Fβ: below 1 precision counts more, above 1 recall.")] = 0.5,
     workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
-    """Show Dice and surface dice over all thresholds, and what a scan loses by the common best. `train` chooses by itself.
+    """Show Dice, Fβ and surface dice over all thresholds, and what a scan loses by the common best. `train` chooses by itself.
 
     Example: perfuse tune scans/kidney2.ome.zarr scans/kidney3.ome.zarr --prediction vessels --truth human --plot tune.png
     """
@@ -148,12 +154,14 @@ def tune(
     scans = [Scan.open(url) for url in scan_urls]
     with spread_over(workers):
         counts = scoring.counts_by_scan(scans, prediction, truth)
-    curve = sum(counts, CurveCounts()).curve()
+    total = sum(counts, CurveCounts())
+    curve, fbeta = total.curve(), total.fbeta(beta)
     plateau = curve.plateau
     report: dict[str, Any] = {
         "thresholds": (curve.thresholds / 255).tolist(),
         "dice": curve.dice.tolist(),
         "surface_dice": curve.surface_dice.tolist(),
+        "fbeta": {"beta": beta, "scores": fbeta.tolist()},
         "best": _at(curve, curve.best),
         "chosen": _at(curve, curve.chosen),
         "plateau": {"low": plateau.low, "high": plateau.high, "width": plateau.width},
@@ -168,7 +176,9 @@ def tune(
     for v in range(13, 256, 22):
         surface = float(curve.surface_dice[v - 1])
         bar = "" if math.isnan(surface) else "█" * round(40 * surface)
-        results.print(f"{v / 255:.3f}  Dice {curve.dice[v - 1]:.4f}  surface dice {surface:.4f}  {bar}")
+        results.print(
+            f"{v / 255:.3f}  Dice {curve.dice[v - 1]:.4f}  F{beta:g} {fbeta[v - 1]:.4f}  surface dice {surface:.4f}  {bar}"
+        )
     results.print(
         f"best {curve.best / 255:.3f}: surface dice {curve.surface_dice[curve.best - 1]:.4f}, mean over 39 thresholds "
         f"{curve.mean_surface_dice:.4f}; plateau {plateau.low:.3f} to {plateau.high:.3f}; `train` would choose "

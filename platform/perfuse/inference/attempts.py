@@ -6,7 +6,9 @@ better. So does what would befall every slab: a full disk, or a network that ans
 
 import errno
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
 
 from perfuse import storage
 from perfuse.console import say
@@ -14,6 +16,7 @@ from perfuse.errors import ContractError, PlanError, QuarantineError, ServerErro
 from perfuse.inference.prediction import Prediction, Worker
 
 Row = dict[str, int]
+Result = TypeVar("Result")
 
 TRIES = 3
 """Failures after which a slab is left out."""
@@ -70,16 +73,32 @@ def alone(worker: Worker, row: Row) -> str | None:
         time.sleep(pause)
 
 
+def patiently(work: Callable[[], Result]) -> Result:
+    """What `work` answers, asked again where a store does not answer; ServerError when it stays away."""
+    for pause in OUTAGE:
+        try:
+            return work()
+        except ServerError as error:
+            say(f"tried again in {pause:.0f} s: {error}")
+            time.sleep(pause)
+    return work()
+
+
 def counted(prediction: Prediction, worker: Worker, row: Row) -> str | None:
     """As `alone`, for a process that may die of a slab: what `TRIES` processes have begun and none has ended is left out."""
     url = _count_url(prediction, row)
-    begun = int(storage.read_bytes(url)) if storage.exists(url) else 0
+    begun = patiently(lambda: int(storage.read_bytes(url)) if storage.exists(url) else 0)
     if begun >= TRIES:
         return f"{TRIES} processes died of it"
-    storage.write_bytes(url, str(begun + 1).encode())
+    patiently(lambda: storage.write_bytes(url, str(begun + 1).encode()))
     reason = alone(worker, row)
-    storage.remove_file(url)
+    patiently(lambda: storage.remove_file(url))
     return reason
+
+
+def fuse(prediction: Prediction, row: Row) -> None:
+    """`Prediction.run_fuse`, patiently."""
+    patiently(partial(prediction.run_fuse, row))
 
 
 def forget(prediction: Prediction) -> None:

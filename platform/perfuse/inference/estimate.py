@@ -5,6 +5,7 @@ from perfuse.catalog import Scan
 from perfuse.geometry import Box
 from perfuse.inference.choosing import foreseen
 from perfuse.inference.planning import PredictionPlan, batches, plan
+from perfuse.inference.preparing import check_roi
 from perfuse.models import best_device
 
 
@@ -28,6 +29,7 @@ def estimate(scan: Scan, model: Model, roi: Box | None = None) -> Estimate:
     roi: in voxels of the scan. Raises ContractError for a scan that the contract forbids, PerfuseError for a network that does not answer.
     """
     device = best_device()
+    check_roi(scan, roi)
     forwards = [member.contract.forward for member in model.members]
     for forward in forwards:
         forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)

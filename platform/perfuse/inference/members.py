@@ -1,8 +1,10 @@
 """The networks of a prediction, and what each of them saw: its logits along its axes, in a scratch of its own."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
+from perfuse import storage
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Frozen
 from perfuse.geometry import Box
@@ -10,9 +12,13 @@ from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import Seen
 from perfuse.inference.scratch import Scratch
+from perfuse.locks import writing
+from perfuse.volumes import open_group
 
 SCRATCH = "perfuse/scratch"
-"""The group of all members' logits, relative to the scan."""
+"""The group of all members' logits, relative to the scan. Whoever writes, reads or removes what is in it holds the lock of its name."""
+KEPT = "kept"
+"""The attribute of a member's scratch that stays until `perfuse scan clean`."""
 
 
 class Member(Frozen):
@@ -29,6 +35,22 @@ class Member(Frozen):
     def scratch(self) -> str:
         """The scratch group, relative to the scan."""
         return f"{SCRATCH}/{self.seen_key[:16]}"
+
+    @contextmanager
+    def held(self, scan_url: str) -> Iterator[None]:
+        """The only right to its scratch; BusyError when somebody else holds it."""
+        with writing(scan_url, storage.name_of(self.scratch)):
+            yield
+
+    def keep(self, scan_url: str) -> None:
+        """Let its scratch stay when the prediction is done."""
+        open_group(storage.join(scan_url, self.scratch), "r+").attrs[KEPT] = True
+
+    def drop(self, scan_url: str) -> None:
+        """Remove its scratch, unless that was to be kept."""
+        url = storage.join(scan_url, self.scratch)
+        if not open_group(url, "r").attrs.get(KEPT):
+            storage.remove_tree(url)
 
     @property
     def axes(self) -> list[int]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from perfuse import storage
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo, ModelRef, Scan
 from perfuse.console import say
@@ -116,11 +115,11 @@ class Prediction(Frozen):
         return fusion.changed(average=fusion.average or (blends.pop() if len(blends) == 1 else "logit"))
 
     def finish(self, model: Model, *, keep_scratch: bool = False) -> tuple[LabelInfo, ...]:
-        """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept."""
+        """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept, now or by a call before."""
         self._compare_scales(model)
         infos = tuple(self._finish(model, number) for number in range(len(self.outputs)))
-        for member in self.members if not keep_scratch else ():
-            storage.remove_tree(storage.join(self.scan_url, member.scratch))
+        for member in self.members:
+            (member.keep if keep_scratch else member.drop)(self.scan_url)
         refresh(self.scan_url)
         return infos
 

@@ -29,7 +29,7 @@ def prepare(
     forwards = [member.contract.forward for member in model.members]
     for forward in forwards:
         forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-    _check_roi(scan, roi)
+    check_roi(scan, roi)
     _check_fits(plan(scan, *forwards, roi=roi), memory_bytes)
     device = best_device()
     if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
@@ -60,7 +60,8 @@ def _member(scan: Scan, model: Model, bundle: Bundle, device: str, roi: Box | No
     )
 
 
-def _check_roi(scan: Scan, roi: Box | None) -> None:
+def check_roi(scan: Scan, roi: Box | None) -> None:
+    """PlanError for a region of a scan that is empty or lies outside."""
     if roi is not None and (roi.empty or roi.intersect(Box.whole(scan.shape_zyx)) != roi):
         raise PlanError(
             f"The region {roi.start} to {roi.stop} (z, y, x) must hold a voxel and lie inside the scan, which has "

@@ -29,7 +29,7 @@ from perfuse.contract import Forward, Network
 from perfuse.geometry import Box, Index3, along_axis, move_axis, tile_starts
 from perfuse.inference import blending
 from perfuse.inference.engine import Engine, Fixed, Images
-from perfuse.inference.logits import BACKGROUND, Logits, divide, window
+from perfuse.inference.logits import BACKGROUND, LIMIT, ONE, P_ONE, Logits, divide, window
 
 PLANES = 8
 """Planes in a batch; slabs are multiples of it."""
@@ -138,7 +138,7 @@ class _Band:
         depth, runs_of_planes = planes[1] - planes[0], -(-(planes[1] - planes[0]) // PLANES)
         self.empty = self.background if self.largest else 0
         shape = (len(forward.network.class_names), depth, self.tile, columns)
-        self.total = np.full(shape, self.empty, np.int32)
+        self.total = np.full(shape, self.empty, _sums(forward))
         self.weight = np.zeros((runs_of_planes, self.tile, columns), np.int32)
 
     def add(self, left: int, runs: list[int], answers: Iterator[Fixed]) -> None:
@@ -173,6 +173,14 @@ class _Band:
         for band, empty in ((self.total, self.empty), (self.weight, 0)):
             band[..., : self.tile - rows, :] = band[..., rows:, :].copy()
             band[..., self.tile - rows :, :] = empty
+
+
+def _sums(forward: Forward) -> type[np.int32 | np.int64]:
+    """Numbers that hold the sum of all tiles over a pixel, in all panels that show it."""
+    overlapping = -(-forward.tile // forward.stride) + 1  # along a row: the last tile may stand nearer than the stride
+    heaviest = int(window(forward.window, forward.tile).max())
+    largest = overlapping**2 * heaviest * len(forward.network.targets) * max(LIMIT * ONE, 255 * P_ONE)
+    return np.int32 if largest < 2**31 else np.int64
 
 
 def _places(network: Network, planes: tuple[int, int]) -> range:

@@ -1,7 +1,9 @@
 """A whole prediction, in this process, or with other processes for its parts."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
@@ -29,7 +31,7 @@ def fuse(prediction: Prediction) -> None:
     """Make probabilities of the members' logits, where they are not made yet."""
     rows = prediction.shards_to_do()
     with progress(f"fuse {prediction.output}, shards", len(rows)) as advance:
-        for _ in in_order(prediction.run_fuse, rows):
+        for _ in in_order(partial(attempts.fuse, prediction), rows):
             advance()
 
 
@@ -60,6 +62,9 @@ def predict(
         done = already_done(prediction, model)
         if done is not None:
             return done
-        runner.fill(prediction, model)
-        runner.fuse(prediction)
-        return prediction.finish(model, keep_scratch=keep_scratch)
+        with ExitStack() as held:
+            for member in prediction.members:
+                held.enter_context(member.held(scan_url))
+            runner.fill(prediction, model)
+            runner.fuse(prediction)
+            return attempts.patiently(lambda: prediction.finish(model, keep_scratch=keep_scratch))

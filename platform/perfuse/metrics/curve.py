@@ -45,14 +45,22 @@ class CurveCounts:
             self.histogram + other.histogram, self.truth_cubes + other.truth_cubes, self.changes + other.changes
         )
 
+    @property
+    def _at_least(self) -> Counts:
+        """Voxels by truth (0, 1) whose value reaches each threshold."""
+        return np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1][:, 1:]
+
+    def fbeta(self, beta: float) -> Scores:
+        """(1 + β²) TP / ((1 + β²) TP + β² FN + FP) at each of the thresholds 1 … 255; NaN where both masks are empty."""
+        wrong, hit = self._at_least
+        return _ratio((1 + beta**2) * hit, hit + wrong + beta**2 * self.histogram[1].sum())
+
     def curve(self) -> "Curve":
         """The scores at each threshold."""
         thresholds = np.arange(1, LEVELS)
-        at_least = np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1][:, 1:]
-        dice = _ratio(2 * at_least[1], at_least.sum(0) + self.histogram[1].sum())
         alone, shared, truth_shared = np.cumsum(self.changes, axis=2)[:, :, 1:LEVELS].transpose(0, 2, 1)
         surface = _ratio(area(shared + truth_shared), area(alone + shared + self.truth_cubes))
-        return Curve(thresholds, dice, surface)
+        return Curve(thresholds, self.fbeta(1), surface)
 
 
 def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Scores:

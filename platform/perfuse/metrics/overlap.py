@@ -57,6 +57,11 @@ class ConfusionCounts:
         """2 |A ∩ B| / (|A| + |B|); NaN when both masks are empty."""
         return self.fbeta(1.0)
 
+    @property
+    def iou(self) -> float:
+        """|A ∩ B| / |A ∪ B|; NaN when both masks are empty."""
+        return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
+
     def fbeta(self, beta: float) -> float:
         """(1 + β²) TP / ((1 + β²) TP + β² FN + FP); NaN when both masks are empty."""
         weight = beta * beta

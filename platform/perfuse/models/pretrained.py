@@ -12,6 +12,9 @@ from perfuse.errors import RecipeError, ServerError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+PUBLISHED = "imagenet"
+"""What encoder_weights says of an encoder of timm, whose weights are named by its name."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -43,6 +46,11 @@ def of(network: Network, *, pretrained: bool) -> Iterator[Start]:
         state = _kept(network, kept)
         yield _from_timm(state) if timm else _from_smp(network, state)
         return
+    if timm and network.encoder_weights != PUBLISHED:
+        raise RecipeError(
+            f"network.encoder_weights = {network.encoder_weights}: an encoder of timm has its weights in its name, as in "
+            f"tu-resnet18.a1_in1k; say {PUBLISHED} or none."
+        )
     try:
         yield Start({"encoder_weights": True if timm else network.encoder_weights})
     except (FileNotFoundError, ConnectionError, TimeoutError) as error:

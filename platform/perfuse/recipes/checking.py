@@ -1,22 +1,26 @@
 """Whether a recipe can work: its network, built without memory for weights, and its crops in the scans they are cut from."""
 
+from functools import lru_cache
+
+from perfuse.contract import Network
 from perfuse.errors import RecipeError
 from perfuse.geometry import Index3, move_axis
 from perfuse.recipes.schema import Recipe
 
 
-def weights(recipe: Recipe) -> int:
-    """How many weights the network has; it is built on PyTorch's meta device, without memory for them.
+@lru_cache
+def check_network(network: Network, sizes: tuple[int, ...]) -> int:
+    """How many weights a network has; it is built on PyTorch's meta device, without memory for them.
 
-    Raises RecipeError when it cannot be built, or takes no crops or tiles of the recipe's size.
+    Raises RecipeError when it cannot be built, or takes no pictures of these sizes.
     """
     import torch
 
     from perfuse.models import build, check_size
 
     with torch.device("meta"):
-        check_size(recipe.segmenter, (recipe.crop, recipe.tile))
-        return sum(p.numel() for p in build(recipe.segmenter).parameters())
+        check_size(network, sizes)
+        return sum(p.numel() for p in build(network).parameters())
 
 
 def check_planes(recipe: Recipe, scan: str, shape_zyx: Index3) -> None:

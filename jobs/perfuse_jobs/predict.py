@@ -12,9 +12,12 @@ import numpy as np
 from perfuse import storage
 from perfuse.bundle import FILES, Bundle, Ensemble, Model
 from perfuse.console import progress
+from perfuse.geometry import Box
 from perfuse.inference import Runner, attempts, predict
 from perfuse.inference.members import Member
 from perfuse.inference.prediction import Prediction, Worker
+from perfuse.inference.preparing import prepare
+from perfuse.models import best_device
 from perfuse.pseudolabels import Predict
 from perfuse_jobs.session import TASK_CPUS, connect, needs_ray, nodes, quieten, refusals
 from perfuse_jobs.workers import Workers
@@ -37,7 +40,24 @@ def runner(workers: Workers, *, local: bool) -> Runner:
 
 def on_ray(workers: Workers) -> Runner:
     """Processes of Ray; killed work goes on where it stopped."""
-    return Runner(fill=partial(_fill, workers=workers), fuse=partial(_fuse, workers=workers))
+    return Runner(
+        prepare=partial(_prepare, workers=workers),
+        fill=partial(_fill, workers=workers),
+        fuse=partial(_fuse, workers=workers),
+    )
+
+
+def _prepare(scan_url: str, model: Model, output: str, *, roi: Box | None = None, workers: Workers) -> Prediction:
+    """By a task on a GPU where the cluster has any, though this process has none: there the actors will compute."""
+    connect(workers.most)
+    import ray
+
+    if best_device() == "cuda" or not ray.cluster_resources().get("GPU"):
+        return prepare(scan_url, model, output, roi=roi)
+    with refusals():
+        task = ray.remote(num_gpus=1, num_cpus=0)(prepare)
+        made: Prediction = ray.get(task.remote(scan_url, model, output, roi=roi))
+    return made
 
 
 def _fill(prediction: Prediction, model: Model, workers: Workers) -> None:

@@ -51,7 +51,7 @@ def sweep(
     scans = [Scan.open(url) for url in scan_urls]
     sizes = (None, *(resample_um or []))
     number = _class(model, class_name)
-    rows = run(scans, model, truth, runner(workers, local=local).fill, resample_um=sizes, fit=fit, class_number=number)
+    rows = run(scans, model, truth, runner(workers, local=local), resample_um=sizes, fit=fit, class_number=number)
     if csv is not None:
         csv.write_text(_table(rows))
     values = [_described(row) for row in rows]

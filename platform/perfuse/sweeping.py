@@ -4,7 +4,7 @@ Each member's logits are kept beside the scan, per axis and voxel size; every co
 scores at all 255 thresholds counted, in one pass over the scan. This is the table by which 3rd place of SenNet + HOA 2023 chose.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +24,7 @@ from perfuse.inference.logits import ONE, fuse
 from perfuse.inference.members import Sight
 from perfuse.inference.options import seen_otherwise
 from perfuse.inference.prediction import Prediction
-from perfuse.inference.preparing import prepare
+from perfuse.inference.whole import Runner
 from perfuse.metrics import Curve, CurveCounts
 from perfuse.passes import cut, over_blocks
 
@@ -33,9 +33,6 @@ ALL_OF = 4
 SAMPLED = 200_000
 """Voxels of a scan, at most about, to which weights are fitted."""
 OUTPUT = "sweep"
-
-Fill = Callable[[Prediction, Model], None]
-"""Makes the members' logits that are not there yet: as `perfuse.inference.Runner.fill`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def sweep(
     scans: Sequence[Scan],
     model: Model,
     truth: str,
-    fill: Fill,
+    runner: Runner,
     *,
     resample_um: Sequence[float | None] = (None,),
     fit: bool = False,
@@ -75,7 +72,7 @@ def sweep(
     for um in resample_um:
         seen = model if um is None else seen_otherwise(model, [f"resample_um={um}"])
         with ExitStack() as held:
-            predictions = [_filled(scan, seen, fill, held) for scan in scans]
+            predictions = [_filled(scan, seen, runner, held) for scan in scans]
             choices = [(choice, Fusion()) for choice in combined(len(uris))]
             weights: tuple[float, ...] = ()
             if fit:
@@ -89,12 +86,12 @@ def sweep(
     return rows
 
 
-def _filled(scan: Scan, model: Model, fill: Fill, held: ExitStack) -> Prediction:
+def _filled(scan: Scan, model: Model, runner: Runner, held: ExitStack) -> Prediction:
     """The members' logits of a scan, which nobody else touches until `held` is closed, and which stay after it."""
-    prediction = prepare(scan.url, model, OUTPUT)
+    prediction = runner.prepare(scan.url, model, OUTPUT)
     for member in prediction.members:
         held.enter_context(member.held(scan.url))
-    fill(prediction, model)
+    runner.fill(prediction, model)
     for member in prediction.members:
         member.keep(scan.url)
     return prediction

@@ -14,11 +14,10 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Fusion, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
-from perfuse.inference import predict, prepare
+from perfuse.inference import Runner, predict, prepare
 from perfuse.inference.members import SCRATCH
 from perfuse.inference.options import box_of, fused_otherwise, previewed, seen_otherwise
 from perfuse.inference.prediction import Worker
-from perfuse.inference.whole import fill
 from perfuse.models import build
 
 SHAPE = (70, 40, 50)
@@ -52,10 +51,10 @@ def scan(tmp_path: Path, make_scan: Any, tubes: Any) -> Scan:
 def test_a_row_is_what_a_prediction_scores(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = Ensemble((bundle(0), bundle(1, 3.0), bundle(2)), 128)
     um = scan.info.voxel_size_um[0] * 1.5
-    rows = sweeping.sweep([scan], ensemble, "human", fill, resample_um=(None, um), fit=True)
+    rows = sweeping.sweep([scan], ensemble, "human", Runner(), resample_um=(None, um), fit=True)
     assert len(rows) == 2 * (7 + 1)
     monkeypatch.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked again"))
-    assert sweeping.sweep([scan], ensemble, "human", fill)[6].members == rows[6].members
+    assert sweeping.sweep([scan], ensemble, "human", Runner())[6].members == rows[6].members
     monkeypatch.undo()
     for row in (rows[1], rows[5], rows[6], rows[7], rows[14]):
         members = tuple(m for m in ensemble.members if m.uri in row.members)
@@ -91,7 +90,7 @@ def test_weights_are_those_that_made_the_truth(scan: Scan, monkeypatch: pytest.M
 def test_the_sample_is_of_what_counts(scan: Scan) -> None:
     model = Ensemble((bundle(0), bundle(1)), 128)
     prediction = prepare(scan.url, model, "soft")
-    fill(prediction, model)
+    Runner().fill(prediction, model)
     logits, marked = sweeping._sampled(scan, prediction, "human", 0)
     assert logits.shape == (np.prod(SHAPE), 2), "all voxels of a small scan"
     np.testing.assert_array_equal(marked.reshape(SHAPE), np.asarray(scan.label("human")[:]) >= 128)
@@ -102,9 +101,9 @@ def test_the_sample_is_of_what_counts(scan: Scan) -> None:
 
 def test_what_cannot_be_swept_is_refused(scan: Scan, tmp_path: Path, make_scan: Any, tubes: Any) -> None:
     with pytest.raises(ContractError, match="no weights to fit"):
-        sweeping.sweep([scan], bundle(0), "human", fill, fit=True)
+        sweeping.sweep([scan], bundle(0), "human", Runner(), fit=True)
     with pytest.raises(ScanError, match="no label 'other'"):
-        sweeping.sweep([scan], bundle(0), "other", fill)
+        sweeping.sweep([scan], bundle(0), "other", Runner())
     assert SCRATCH.split("/")[-1] not in {p.name for p in Path(scan.url, "perfuse").iterdir()}
 
 

@@ -27,6 +27,7 @@ SHAPE = (70, 66, 90)
 WHOLE = Box.whole(SHAPE)
 PART = Box((30, 0, 0), (68, 66, 90))
 MODEL = ModelRef(uri="models:/m/1", forward_digest="f", bundle_digest="b", threshold=100, backend="eager-fp32")
+TAUGHT = {"d": "models:/m/1 ← human of d"}
 Bytes = Callable[[Path], dict[str, str]]
 
 
@@ -307,7 +308,9 @@ def write_soft(scan: Scan, name: str, values: Volume) -> LabelInfo:
     for task in writer.todo():
         writer.write(task, values[writer.tasks[task].slices])
     return writer.finish(
-        lambda share, digest: LabelInfo(name=name, kind="soft", foreground=share, digest=digest, key=name, model=MODEL)
+        lambda share, digest: LabelInfo(
+            name=name, kind="soft", foreground=share, digest=digest, key=name, model=MODEL, lineage={"donors": TAUGHT}
+        )
     )
 
 
@@ -321,6 +324,7 @@ def test_a_corrected_prediction_belongs_to_people(scan_url: str, add: Add) -> No
     assert (info.kind, info.model) == ("soft", None)
     assert [b.kind for b in info.boxes] == ["soft", "dense"]
     assert info.boxes[0].lineage["model"] == "models:/m/1"
+    assert info.donors == TAUGHT, "what the model learnt from is still in it"
     np.testing.assert_array_equal(scan.label("vessels")[:30], soft[:30])
     assert info.foreground == (np.asarray(scan.label("vessels")[:]) >= 128).mean()
     assert human_label(scan) == "vessels"

@@ -17,12 +17,13 @@ from perfuse import volumes
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import QuarantineError, ScanError
-from perfuse.geometry import Index3
+from perfuse.errors import PlanError, QuarantineError, ScanError
+from perfuse.geometry import Box, Index3
 from perfuse.inference import Runner, predict, prepare, scratch
 from perfuse.inference.prediction import Prediction
 from perfuse.models import build
 from perfuse_jobs.predict import on_ray
+from perfuse_jobs.session import quieten
 from perfuse_jobs.workers import Workers
 
 TINY = Network(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
@@ -177,3 +178,23 @@ def test_a_damaged_scan_is_one_message_also_from_an_actor(scan_url: str) -> None
         with pytest.raises(ScanError, match=r"p\.ome\.zarr is damaged.*\n?.*perfuse scan verify") as raised:
             predict(scan_url, bundle(), "vessels", runner=runner)
         assert "\n" not in str(raised.value)
+
+
+def test_where_only_workers_have_gpus_one_of_them_chooses_the_backend(
+    scan_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray believes in a GPU here; the task that gets it finds none, and says so."""
+    import ray
+
+    quieten()
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        monkeypatch.setattr("perfuse.inference.preparing.best_device", lambda: pytest.fail("chosen by the driver"))
+        prepare_there = on_ray(Workers(1, 1)).prepare
+        prediction = prepare_there(scan_url, bundle(), "soft")
+        with pytest.raises(PlanError, match="must hold a voxel"):
+            prepare_there(scan_url, bundle(), "soft", roi=Box((0, 0, 0), (0, 1, 1)))
+    finally:
+        ray.shutdown()
+    monkeypatch.undo()
+    assert prediction == prepare(scan_url, bundle(), "soft")

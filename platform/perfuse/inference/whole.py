@@ -39,6 +39,8 @@ def fuse(prediction: Prediction) -> None:
 class Runner:
     """Who does the parts of a prediction: this process, or others that say so."""
 
+    prepare: Callable[..., Prediction] = prepare
+    """As `preparing.prepare`, on a machine like those that compute."""
     fill: Callable[[Prediction, Model], None] = fill
     fuse: Callable[[Prediction], None] = fuse
 
@@ -57,7 +59,7 @@ def predict(
     Done work is not repeated: neither a finished label nor a finished slab. roi: the voxels of the scan that are predicted.
     keep_scratch: the members' logits stay beside the scan, for other fusions of them. The voxels do not depend on the runner.
     """
-    prediction = prepare(scan_url, model, output, roi=roi)
+    prediction = runner.prepare(scan_url, model, output, roi=roi)
     with writing(scan_url, f"label-{output}"):
         done = already_done(prediction, model)
         if done is not None:

@@ -66,6 +66,13 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Small network, crops and steps: minutes on two cores.")
     ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Weights to start from: RUN or RUN@STEP of another training, or models:/NAME/VERSION."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only go on with a training that was interrupted; begin no new one.")
+    ] = False,
     workers: WorkersOption = ONE,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Local = False,
@@ -78,6 +85,7 @@ def train(
 
     Example: perfuse train quickstart --data scans --name vessels --set steps=500 --workers 2
     Example: perfuse train my.yaml --data s3://bucket/scans --smoke
+    Example: perfuse train my.yaml --data scans --init-from 3f9a12c07be4d581@4000 --set learning_rate=1e-4
     """
     from perfuse.console import print_json, results
     from perfuse.recipes import load_recipe
@@ -85,12 +93,13 @@ def train(
     from perfuse_jobs import train as training
 
     check_local(local, workers)
-    loaded = load_recipe(recipe, settings or [], smoke=smoke)
+    start = [] if init_from is None else [f"init_from={init_from}"]
+    loaded = load_recipe(recipe, [*(settings or []), *start], smoke=smoke)
     if plan:
         _show_training(loaded, data, as_json=as_json)
         return None
     check_network(loaded.segmenter, (loaded.crop, loaded.tile))
-    uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local)
+    uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local, resume=resume)
     if as_json:
         print_json({"model": uri})
     else:

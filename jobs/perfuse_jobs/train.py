@@ -47,11 +47,13 @@ def train(
     *,
     workers: Workers = ONE,
     local: bool = False,
+    resume: bool = False,
     part: Part | None = None,
 ) -> str:
     """Train, choose the threshold on the validation scans, and register as challenger of `name`.
 
-    workers: ranks of Ray Train. local: in this process, without Ray; the samples are the same. Returns models:/NAME/VERSION.
+    workers: ranks of Ray Train. local: in this process, without Ray; the samples are the same. resume: begin no new training.
+    Returns models:/NAME/VERSION.
     Raises RecipeError or ScanError for what cannot be trained, BusyError when the same training runs elsewhere.
     """
     check_name(name)
@@ -65,6 +67,11 @@ def train(
     if known is not None:
         say(f"{known} was trained by this recipe on this data: nothing to do.")
         return known
+    if resume and not latest_step(job.folder):
+        raise RecipeError(
+            f"There is nothing to resume: {job.folder} holds no checkpoint. A training goes on by the same recipe, settings and "
+            "data; without --resume a new one begins."
+        )
     with writing(job.folder, "training"), RunLog(job, name, parent=part.parent if part else None) as log:
         if not is_finished(job):
             _learn(job, log, workers, local=local)

@@ -43,7 +43,7 @@ def planned(folder: Path, *extra: str) -> TrainingJob:
 )
 def test_crops_along_axes_are_equal_bit_for_bit(folder: Path, extra: list[str]) -> None:
     job = planned(folder, *extra)
-    for ours, theirs in zip(feed_resident(job, "cpu", 3), sampling.feed(job, first_step=3), strict=True):
+    for ours, theirs in zip(feed_resident(job, "cpu", first_step=3), sampling.feed(job, first_step=3), strict=True):
         assert ours["step"] == theirs["step"]
         assert np.array_equal(ours["position"], theirs["position"])
         for name in ("image", "target", "known"):
@@ -68,6 +68,14 @@ def test_a_job_says_what_it_would_hold(folder: Path) -> None:
     assert resident_bytes(job) == sum(p.nbytes for s in held for p in (s.image, s.labels[0].values, s.labels[0].known))
 
 
+def test_ranks_share_what_is_cut_on_their_gpus(folder: Path) -> None:
+    job = planned(folder)
+    whole = next(iter(feed_resident(job, "cpu", first_step=3)))
+    parts = [next(iter(feed_resident(job, "cpu", rank, 2, 3))) for rank in range(2)]
+    for name in ("image", "target", "known"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("memory", "resident"), [(100, True), (1, False)])
 def test_a_gpu_holds_scans_that_fit_in_half_of_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, memory: int, resident: bool
@@ -75,7 +83,7 @@ def test_a_gpu_holds_scans_that_fit_in_half_of_it(
     job = planned(folder)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, memory * resident_bytes(job)))
-    monkeypatch.setattr(local, "feed_resident", lambda _job, _device, step: iter([{"resident": step}]))
+    monkeypatch.setattr(local, "feed_resident", lambda _job, _device, first_step: iter([{"resident": first_step}]))
     first = next(local.batches(job, 7))
     assert ("resident" in first) == resident
     assert int(first.get("resident", first.get("step"))) == 7

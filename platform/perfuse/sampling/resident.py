@@ -26,6 +26,11 @@ def resident_bytes(job: TrainingJob) -> int:
     return sum(s.extent.size * (s.voxel_bytes() - known) for s, known in zip(sources, everywhere, strict=True))
 
 
+def fits(job: TrainingJob) -> bool:
+    """Whether this process has a GPU, and all scans of a job fit in half of its memory."""
+    return torch.cuda.is_available() and resident_bytes(job) <= torch.cuda.mem_get_info()[1] // 2
+
+
 class ResidentCutter:
     """Cuts the batches of a job on a device that holds its scans."""
 
@@ -53,11 +58,13 @@ class ResidentCutter:
         return {**about, "image": image, "target": target, "known": known}
 
 
-def feed_resident(job: TrainingJob, device: str, first_step: int = 0) -> Iterator[dict[str, Any]]:
-    """All batches from `first_step` to the end, in order, cut on the device."""
-    cutter = ResidentCutter(job, device)
+def feed_resident(
+    job: TrainingJob, device: str, rank: int = 0, world: int = 1, first_step: int = 0
+) -> Iterator[dict[str, Any]]:
+    """A rank's batches from `first_step` to the end, in order, cut on the device."""
+    cutter, wanted = ResidentCutter(job, device), positions(job.recipe, rank, world)
     for step in range(first_step, job.recipe.batches):
-        yield cutter.batch(step, positions(job.recipe, 0, 1))
+        yield cutter.batch(step, wanted)
 
 
 def _cut(

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from perfuse import sampling
-from perfuse.sampling.resident import feed_resident, resident_bytes
+from perfuse.sampling.resident import feed_resident, fits
 from perfuse.training.engine import Report, train
 from perfuse.training.job import TrainingJob, is_finished
 from perfuse.training.termination import on_sigterm
@@ -25,6 +23,6 @@ def train_local(job: TrainingJob, report: Report) -> None:
 
 def batches(job: TrainingJob, first_step: int) -> Iterator[dict[str, Any]]:
     """All batches from `first_step` on: cut on the GPU where there is one and the scans fit in half of its memory."""
-    if torch.cuda.is_available() and resident_bytes(job) <= torch.cuda.mem_get_info()[1] // 2:
-        return feed_resident(job, "cuda", first_step)
+    if fits(job):
+        return feed_resident(job, "cuda", first_step=first_step)
     return sampling.feed(job, first_step=first_step)

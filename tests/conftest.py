@@ -46,28 +46,34 @@ def run_stack(command: str, *words: str | Path) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="session", autouse=True)
 def _fresh_home() -> Iterator[None]:
-    """No credentials, tokens or settings from the user's home; a folder that whatever writes there may fill."""
+    """No credentials, tokens, addresses or settings of the user's; a home that whatever writes there may fill."""
     with tempfile.TemporaryDirectory(prefix="perfuse-home-") as home, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", home)
+        for name in _addresses():
+            patch.delenv(name)
         yield
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No addresses of real servers, and no file system that an earlier test opened with its credentials."""
-    for name in _addresses():
-        monkeypatch.delenv(name)
+    _forget_addresses()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     yield
-    for name in _addresses():  # MLflow keeps its own there
-        del os.environ[name]
+    _forget_addresses()
     from fsspec.registry import registry
 
     for file_system in registry.values():
         _close_sessions_of_zarr(file_system)
         file_system.clear_instance_cache()
+
+
+def _forget_addresses() -> None:
+    """For good: MLflow keeps its own there, and what were put back after a test would be those of the next module's fixtures."""
+    for name in _addresses():
+        del os.environ[name]
 
 
 def _addresses() -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from perfuse import tracking
 from perfuse.catalog import Scan
-from perfuse.errors import ScanError, ServerError
+from perfuse.errors import RecipeError, ScanError, ServerError
 from perfuse.recipes import Recipe
 from perfuse.registry import load_bundle, scores_of
 from perfuse.training import TrainingJob, plan_job
@@ -112,6 +112,20 @@ def test_a_validation_that_was_killed_is_made_up_for_in_the_log_too(
             verb(*words)
     verb(*words)
     assert steps_of(only_run(), "val_surface_dice") == [2, 4]
+
+
+def test_resume_begins_nothing_and_another_training_starts_from_these_weights(
+    verb: Any, scans: Path, workdir: Path, tiny_settings: list[str]
+) -> None:
+    few = ["--set", "steps=2", "--set", "validate_every=2"]
+    words = ["train", "quickstart", "--data", scans, *tiny_settings, *few, "--local"]
+    with pytest.raises(RecipeError, match="nothing to resume"):
+        verb(*words, "--resume")
+    uri = verb(*words)
+    assert verb(*words, "--resume") == uri
+    (run,) = (place.name for place in (workdir / "runs").iterdir() if place.is_dir())
+    other = verb(*words, "--init-from", f"{run}@2", "--set", "learning_rate=1e-4")
+    assert load_bundle(other).lineage["recipe"]["init_from"] == f"{run}@2"
 
 
 def test_an_mlflow_that_is_away_is_named(

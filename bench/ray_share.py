@@ -2,6 +2,7 @@
 
 A U-Net on a ResNet18 along three axes over a phantom, tiles of 256², eagerly in the usual precision. Ray's start, and each
 actor's, are left out: of both ways the time of a corner, one slab deep, is taken off. They run by turns; medians of the rest.
+The peak is of this process, Python and PyTorch with it.
 
     --size N    voxels along each edge (512)
     --actors N  which share this machine's cores (1)
@@ -9,6 +10,7 @@ actor's, are left out: of both ways the time of a corner, one slab deep, is take
 """
 
 import argparse
+import resource
 import time
 from functools import partial
 from statistics import median
@@ -59,7 +61,11 @@ def main() -> None:
             of = partial(seconds, scan, bundle, runner)
             corner = of(corner_box)
             found[name].append((corner, of(None)))
-            print(f"{name:<20} {found[name][-1][1]:8.2f} s, one corner {corner:6.2f} s, {backend}", flush=True)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(
+                f"{name:<20} {found[name][-1][1]:8.2f} s, one corner {corner:6.2f} s, {backend}, peak {peak:.0f} MiB",
+                flush=True,
+            )
     here, there = (median(whole - corner for corner, whole in runs) for runs in found.values())
     print(f"{given.size}³ on Ray takes {there / here:.3f} × the time in this process, start-up apart")
 

@@ -1,6 +1,7 @@
 """Views are undone exactly, blends are what plain formulas give, and a region changes nothing inside."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from perfuse.inference.logits import LIMIT, ONE, P_ONE, Seen, fuse, window
 from perfuse.inference.members import SCRATCH
 from perfuse.inference.prediction import Worker
 from perfuse.inference.slab import PLANES, rows_of_logits
-from perfuse.inference.views import GROUPS, turned, turned_back
+from perfuse.inference.views import GROUPS, answer, turned, turned_back
 from perfuse.models import build
 
 TINY = Network(module=f"{__name__}:Small")
@@ -388,3 +389,39 @@ def test_sums_of_many_panels_do_not_overflow() -> None:
     engine = Engine.of(build(network), forward(network=network, tile=96, overlap=0.74), "cpu", "eager-fp32")
     logits = slab(engine, np.ones((32, 96, 200), np.float32), 0, (0, 32))
     assert (logits == LIMIT * ONE).all()
+
+
+@pytest.mark.parametrize("um", [37.0, 80.0, 100.0, 150.0])
+def test_voxels_of_another_size_lie_where_they_should(tmp_path: Path, make_scan: Any, um: float) -> None:
+    """A ramp stays where it is to an eighth of a voxel, from whatever level it is read: a low-pass's weights are not exactly centred."""
+    shape, places = (140, 150, 160), [np.arange(n) for n in (140, 150, 160)]
+    ramp = 100 * places[0][:, None, None] + 40 * places[1][:, None] + 60 * places[2]
+    made: Scan = make_scan(tmp_path, "ramp", ramp.astype(np.uint16), {})
+    grid = Grid.of(made, forward(resample_um=um))
+    assert grid.level == (um >= 100)
+    seen = grid.read(Box.whole(grid.shape_zyx))
+    z, y, x = ((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(grid.shape_zyx, shape, strict=True))
+    expected = 100 * z[:, None, None] + 40 * y[:, None] + 60 * x
+    np.testing.assert_allclose(seen[4:-4, 4:-4, 4:-4], expected[4:-4, 4:-4, 4:-4], atol=(100 + 40 + 60) / 8)
+
+
+def test_each_panel_of_a_mosaic_is_turned_on_its_own() -> None:
+    """The mean over all turns turns as its panels do; were the mosaic turned as a whole, panels would change places."""
+    network = Network(**(dict(TINY) | {"planes": 4, "outputs": "all", "mosaic": True}))
+    torch.manual_seed(0)
+    made, panels = build(network), torch.rand(2, 4, 64, 64)
+    asked = partial(answer, made, forward=forward(network=network, turns="all"))
+    with torch.inference_mode():
+        turned_first, turned_after = asked(panels.rot90(1, (-2, -1))), asked(panels).rot90(1, (-2, -1))
+    assert (turned_first - turned_after).abs().max() <= 1
+    assert (turned_first - asked(panels)).abs().max() > 50
+
+
+def test_members_may_differ_in_all_that_they_see(scan: Scan) -> None:
+    members = bundle(), bundle(1, tile=32, window="gaussian", turns="flips", axes=("y",)), bundle(2, resample_um=80.0)
+    predict(scan.url, Ensemble(members, 128), "together")
+    for number, member in enumerate(members):
+        predict(scan.url, member, f"alone-{number}", keep_scratch=True)
+    box = Box((3, 5, 7), (40, 60, 66))
+    expected = fuse([seen for member in members for seen in prepare(scan.url, member, "alone").sight().of(box)])
+    np.testing.assert_array_equal(scan.label("together")[box.slices], expected)

@@ -1,14 +1,18 @@
 import json
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 from typer.testing import CliRunner
 
 from perfuse.catalog import Scan
 from perfuse.cli import build
 from perfuse.errors import ScanError
-from perfuse.postprocessing import BACKGROUND, Cleaning, postprocess
+from perfuse.geometry import Box, blocks
+from perfuse.postprocessing import BACKGROUND, Cleaning, _cleaned, postprocess
 from perfuse.topology import topology
 from perfuse.validity import LabelBox
 from perfuse.volumes import merkle
@@ -153,3 +157,43 @@ def test_the_verb_takes_all_that_a_cleaning_says(scan, values):
         build(), ["postprocess", scan.url, "--labels", "soft", "--output", "all", *words], catch_exceptions=False
     )
     np.testing.assert_array_equal(Scan.open(scan.url).label("all")[:], whole(values, wanted) * 255)
+
+
+class Stored:
+    """As much of a scan as cleaning asks for."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape_zyx = values, values.shape
+
+    def read_label(self, _: str, box: Box) -> np.ndarray:
+        return self.values[box.slices]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(*[st.integers(1, 11)] * 3),
+    st.tuples(*[st.integers(1, 6)] * 3),
+    st.sampled_from([6, 18, 26]),
+    st.one_of(st.none(), st.just((0.45, 0.8))),
+    st.integers(1, 6),
+    st.one_of(st.none(), st.integers(1, 3)),
+    st.booleans(),
+    st.integers(0, 999),
+)
+def test_block_by_block_is_the_whole(shape, block, connectivity, hysteresis, least, largest, fill, seed):
+    rng = np.random.default_rng(seed)
+    values = (255 * rng.random(shape) ** rng.choice([0.5, 1, 2])).astype(np.uint8)
+    cleaning = Cleaning(
+        threshold=None if hysteresis else 0.5,
+        hysteresis=hysteresis,
+        connectivity=connectivity,
+        min_voxels=least,
+        keep_largest=largest,
+        fill_holes=fill,
+    )
+    at = tuple(math.ceil(255 * p) for p in (hysteresis or (0.5, 0.5)))
+    boxes = list(blocks(shape, block))
+    clean = _cleaned(Stored(values), "soft", at, cleaning, boxes)
+    expected = whole(values, cleaning)
+    for box in boxes:
+        np.testing.assert_array_equal(clean(box), expected[box.slices])

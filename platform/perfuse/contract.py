@@ -156,7 +156,7 @@ class Forward(Frozen):
     resample_um: Annotated[float, Field(gt=0)] | None = since(None)
     """Edge, µm, of the voxels to which a scan is resized before the network sees it (trilinear), and the answer back; None: its own."""
     skip_background: bool = since(False)
-    """Tiles without a chunk that the organ mask touches are not seen by the network: they are background."""
+    """Tiles are not seen by the network, for they are background, whose chunks all lie outside the organ, or are of one intensity."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: the driver chooses what the machine is fast at, once per job, and records it."""
 

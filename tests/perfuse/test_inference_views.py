@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from perfuse import organ_statistics
+from perfuse import organ_statistics, volumes
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.cli import build as build_cli
@@ -320,6 +321,27 @@ def test_background_is_not_seen_and_said_to_be_skipped(scan: Scan) -> None:
     assert not soft.any()
     assert info.lineage["skipped"] == 0.75
     assert "skipped" not in whole.lineage
+
+
+def test_chunks_of_one_intensity_are_not_seen_where_nobody_marked_the_organ(tmp_path: Path, tubes: Any) -> None:
+    """As outside the round field of view; chunks of 32 voxels, not the usual ones."""
+    from perfuse_ingest.ingest import ingest
+
+    image = tubes(0, SHAPE)[0]
+    image[:, :, 64:] = 7
+    (tmp_path / "slices").mkdir()
+    for z, plane in enumerate(image):
+        tifffile.imwrite(tmp_path / "slices" / f"{z:03d}.tif", plane, photometric="minisblack")
+    about: dict[str, Any] = {"voxel_size_um": (50, 50, 50), "specimen": "s", "organ": "kidney", "mask": False}
+    url = str(tmp_path / "s.ome.zarr")
+    ingest(str(tmp_path / "slices"), url, layout=volumes.Layout(chunk=32), **about)
+    (info,) = predict(url, bundle(skip_background=True, overlap=0, axes=("z",), tile=32), "soft")
+    predict(url, bundle(overlap=0, axes=("z",), tile=32), "whole")
+    soft, whole = (np.asarray(Scan.open(url).label(name)[:]) for name in ("soft", "whole"))
+    np.testing.assert_array_equal(soft[:, :, :64], whole[:, :, :64])
+    assert not soft[:, :, 64:].any()
+    assert whole[:, :, 64:].any()
+    assert info.lineage["skipped"] == 0.5
 
 
 @pytest.mark.parametrize("network", [TINY, Network(**(dict(TINY) | {"planes": 4, "outputs": "all", "mosaic": True}))])

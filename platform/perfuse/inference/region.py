@@ -1,4 +1,4 @@
-"""Which tiles a network has to see: those that a box of interest depends on, and where the organ is, if the contract says so."""
+"""Which tiles a network has to see: those that a box of interest depends on; no background, if the contract says so."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from perfuse import volumes
+from perfuse.catalog import Scan
 from perfuse.contract import Forward
 from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs, tile_starts
 from perfuse.inference.grid import Grid
+from perfuse.measured import occupancy
 
 
 @dataclass(frozen=True)
@@ -19,31 +20,39 @@ class Region:
     grid: Grid
     interest: Box | None
     """In voxels of the grid; None: everywhere."""
-    organ_share: npt.NDArray[np.int64] | None
-    """Organ voxels of each chunk of the scan; None: background is not told apart."""
+    busy: npt.NDArray[np.bool_] | None
+    """Which chunks of the scan are worth seeing; None: background is not told apart."""
 
     @classmethod
     def of(cls, grid: Grid, forward: Forward, roi: Box | None) -> "Region":
-        """roi: in voxels of the scan. A contract that skips background sees everything where the organ is not marked."""
-        share = grid.scan.organ_share() if forward.skip_background else None
-        return cls(grid, None if roi is None else grid.covering(roi), share)
+        """roi: in voxels of the scan."""
+        busy = _busy(grid.scan) if forward.skip_background else None
+        return cls(grid, None if roi is None else grid.covering(roi), busy)
 
     @property
     def everywhere(self) -> bool:
         """Whether nothing is left out."""
-        return self.interest is None and self.organ_share is None
+        return self.interest is None and self.busy is None
 
     def needed(self, box: Box) -> bool:
-        """Whether a box of the grid touches what is asked for, in a chunk that holds organ."""
+        """Whether a box of the grid touches what is asked for, in a chunk that is worth seeing."""
         if self.interest is not None and box.intersect(self.interest).empty:
             return False
-        if self.organ_share is None:
+        if self.busy is None:
             return True
         inside = self.grid.in_scan(box)
-        chunk = volumes.chunk_shape(self.grid.scan.shape_zyx)
+        chunk = self.grid.scan.image.chunks
         first = index3([a // c for a, c in zip(inside.start, chunk, strict=True)])
         last = index3([-(-b // c) for b, c in zip(inside.stop, chunk, strict=True)])
-        return bool(self.organ_share[Box(first, last).slices].any())
+        return bool(self.busy[Box(first, last).slices].any())
+
+
+def _busy(scan: Scan) -> npt.NDArray[np.bool_] | None:
+    """Chunks that hold organ, where that is marked, and more than one intensity; None where neither is known."""
+    share, extremes = scan.organ_share(), occupancy(scan.group)
+    organ = None if share is None else share > 0
+    varied = None if extremes is None else extremes[..., 0] < extremes[..., 1]
+    return varied if organ is None else organ if varied is None else organ & varied
 
 
 def tiles(shape_zyx: Index3, forward: Forward, axis: int, planes: int) -> Iterator[Box]:

@@ -187,6 +187,7 @@ def test_where_only_workers_have_gpus_one_of_them_chooses_the_backend(
     import ray
 
     quieten()
+    ray.shutdown()  # that of the module's other tests
     ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
         monkeypatch.setattr("perfuse.inference.preparing.best_device", lambda: pytest.fail("chosen by the driver"))

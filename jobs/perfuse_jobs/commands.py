@@ -98,7 +98,7 @@ def train(
     if plan:
         _show_training(loaded, data, as_json=as_json)
         return None
-    check_network(loaded.segmenter, (loaded.crop, loaded.tile))
+    check_network(loaded)
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local, resume=resume)
     if as_json:
         print_json({"model": uri})

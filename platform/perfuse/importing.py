@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from perfuse import storage
 from perfuse.bundle import Bundle
-from perfuse.contract import Contract, Decision, Forward
+from perfuse.contract import Contract, Decision
 from perfuse.errors import RecipeError
 from perfuse.models import build, fit_weights, read_weights, with_source
 
@@ -22,18 +22,7 @@ def import_weights(url: str, recipe: "Recipe", voxel_size_um: tuple[float, float
         raise RecipeError(f"voxel_size_um goes from the finest pixel to the coarsest, in µm; got {voxel_size_um}.")
     network = build(recipe.segmenter)
     fit_weights(network, read_weights(url), url)
-    forward = Forward(
-        network=with_source(recipe.segmenter),
-        normalisation=recipe.normalisation,
-        voxel_size_um=voxel_size_um,
-        axes=recipe.axes,
-        tile=recipe.tile,
-        overlap=recipe.overlap,
-        window=recipe.window,
-        blend=recipe.blend,
-        turns=recipe.turns,
-        scales=recipe.scales,
-    )
+    forward = recipe.forward(voxel_size_um).changed(network=with_source(recipe.segmenter))
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     lineage = {
         "recipe": recipe.model_dump(mode="json"),

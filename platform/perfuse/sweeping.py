@@ -89,8 +89,7 @@ def sweep(
 def _filled(scan: Scan, model: Model, runner: Runner, held: ExitStack) -> Prediction:
     """The members' logits of a scan, which nobody else touches until `held` is closed, and which stay after it."""
     prediction = runner.prepare(scan.url, model, OUTPUT)
-    for member in prediction.members:
-        held.enter_context(member.held(scan.url))
+    held.enter_context(prediction.held())
     runner.fill(prediction, model)
     for member in prediction.members:
         member.keep(scan.url)

@@ -15,6 +15,7 @@ from perfuse.errors import ContractError, QuarantineError, ServerError
 from perfuse.inference import attempts, predict, prepare
 from perfuse.inference.prediction import Prediction, Worker
 from perfuse.models import build
+from perfuse.upkeep import refresh
 
 
 class Small(torch.nn.Sequential):
@@ -151,4 +152,9 @@ def test_a_store_that_is_away_for_a_moment_ends_neither_fusing_nor_the_last_step
     away.append(ServerError("away"))
     monkeypatch.setattr(Prediction, "finish", failing(Prediction.finish))
     predict(scan.url, bundle, "more")
-    assert Scan.open(scan.url).labels().keys() == {"soft", "more"}
+    away.append(ServerError("away"))
+    monkeypatch.undo()
+    monkeypatch.setattr(attempts.time, "sleep", lambda _: None)
+    monkeypatch.setattr("perfuse.inference.prediction.refresh", failing(refresh))
+    predict(scan.url, bundle, "last")  # the logits are gone when the last step is tried again
+    assert Scan.open(scan.url).labels().keys() == {"soft", "more", "last"}

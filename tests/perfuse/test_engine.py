@@ -52,6 +52,15 @@ BASE = [
 ]
 PLAIN = [*BASE, "network.module=normless_of_test_engine:Net"]
 NORMED = [*BASE, "network.encoder=tu-test_resnet", "network.decoder_channels=16,16,8,8,8"]
+ONE_PLAIN_STEP = [
+    "steps=1",
+    "batch=2",
+    "momentum=0",
+    "weight_decay=0",
+    "learning_rate=1",
+    "schedule=[{kind: constant, share: 1}]",
+]
+"""By the gradients themselves."""
 MakeJob = Callable[..., TrainingJob]
 State = dict[str, Any]
 
@@ -180,16 +189,7 @@ def test_a_training_that_is_interrupted_converges_at_the_same_step(make) -> None
 
 
 def test_gradients_are_clipped_by_value(make) -> None:
-    job = make(
-        PLAIN,
-        "clip_value=1e-5",
-        "steps=1",
-        "batch=2",
-        "momentum=0",
-        "weight_decay=0",
-        "learning_rate=1",
-        "schedule=[{kind: constant, share: 1}]",
-    )
+    job = make(PLAIN, "clip_value=1e-5", *ONE_PLAIN_STEP)
     before, after = initial(job), trained(job)
     moved = torch.cat([(after["network"][k] - v).abs().ravel() for k, v in before["network"].items()])
     assert moved.max() == pytest.approx(1e-5, rel=0.02)
@@ -310,15 +310,7 @@ def test_the_average_of_weights_follows_them_slowly(make) -> None:
 
 
 def test_gradients_are_clipped_by_norm(make) -> None:
-    words = [
-        "steps=1",
-        "batch=2",
-        "momentum=0",
-        "weight_decay=0",
-        "learning_rate=1",
-        "schedule=[{kind: constant, share: 1}]",
-    ]
-    job = make([word for word in PLAIN if word != "clip_norm=none"], "clip_norm=1e-3", *words)
+    job = make([word for word in PLAIN if word != "clip_norm=none"], "clip_norm=1e-3", *ONE_PLAIN_STEP)
     before, after = initial(job), trained(job)
     moved = torch.cat([(after["network"][k] - v).ravel() for k, v in before["network"].items()])
     assert moved.norm() == pytest.approx(1e-3, rel=0.01)

@@ -166,7 +166,7 @@ def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
 
 def test_ctrl_c_ends_it_and_leaves_nothing(server: Server) -> None:
     server.process.send_signal(signal.SIGINT)
-    _, said = server.process.communicate(timeout=120)
+    _, said = server.process.communicate(timeout=30)
     assert server.process.returncode == 0, said
     assert "Traceback" not in said
     check_port("127.0.0.1", server.client.base_url.port or 0)

@@ -18,9 +18,10 @@ def check(plan: Plan) -> None:
     before: dict[str, Planned] = {}
     testing = {site.donor for site in plan.test}
     for planned in plan.stages:
+        chooses = _chooses(planned)
         for site in planned.judges:
-            _refuse(planned, site.donor, "chooses" if _chooses(planned) else "is scored")
-            if _chooses(planned) and site.donor in testing:
+            _refuse(planned, site.donor, "chooses" if chooses else "is scored")
+            if chooses and site.donor in testing:
                 raise CampaignError(
                     f"Stage {planned.stage.name}: donor {site.donor!r} chooses, and is kept for testing. Take another donor for "
                     "this (--set validation=…, --set test=…)."

@@ -13,7 +13,7 @@ def check_networks(plan: Plan) -> None:
         if recipe is None:
             continue
         try:
-            check_network(recipe.segmenter, (recipe.crop, recipe.tile))
+            check_network(recipe)
             for site in planned.scans:
                 check_planes(recipe, site.specimen, Scan.open(site.url).shape_zyx)
         except RecipeError as error:

@@ -75,7 +75,7 @@ def check(name: Name, settings: Settings = None, smoke: Smoke = False, as_json: 
     from perfuse.recipes.checking import check_network
 
     recipe = load_recipe(name, settings or [], smoke=smoke)
-    count = check_network(recipe.segmenter, (recipe.crop, recipe.tile))
+    count = check_network(recipe)
     found = {"recipe": recipe.name, "weights": count, **_summary(recipe)}
     if as_json:
         print_json(found)

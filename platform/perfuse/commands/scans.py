@@ -156,8 +156,9 @@ def clean(scan_url: ScanUrl) -> int:
         if name.startswith(STAGED):
             continue
         with writing(scan.url, name):
-            size += storage.size_of(storage.join(scan.url, SCRATCH, name))
-            storage.remove_tree(storage.join(scan.url, SCRATCH, name))
+            kept = storage.join(scan.url, SCRATCH, name)
+            size += storage.size_of(kept)
+            storage.remove_tree(kept)
     results.print(f"{scan.url}: {decimal(size)} of logits removed")
     return size
 

@@ -116,10 +116,7 @@ def _print(scores: Any) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
         scores.model or scores.prediction,
-        *(
-            f"{v:.4f}"
-            for v in (getattr(scores, name) for name in ("dice", "surface_dice", "iou", "precision", "recall", "fbeta"))
-        ),
+        *(f"{getattr(scores, n):.4f}" for n in ("dice", "surface_dice", "iou", "precision", "recall", "fbeta")),
     )
     table.add_row(
         scores.baseline.method, f"{scores.baseline.dice:.4f}", f"{scores.baseline.surface_dice:.4f}", *[""] * 4

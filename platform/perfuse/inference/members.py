@@ -47,9 +47,9 @@ class Member(Frozen):
         open_group(storage.join(scan_url, self.scratch), "r+").attrs[KEPT] = True
 
     def drop(self, scan_url: str) -> None:
-        """Remove its scratch, unless that was to be kept."""
+        """Remove its scratch, if it is there and was not to be kept."""
         url = storage.join(scan_url, self.scratch)
-        if not open_group(url, "r").attrs.get(KEPT):
+        if storage.exists(url) and not open_group(url, "r").attrs.get(KEPT):
             storage.remove_tree(url)
 
     @property

@@ -6,6 +6,7 @@ otherwise asks no network. Scratch and label carry done-marks; what is marked an
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -81,6 +82,14 @@ class Prediction(Frozen):
     def sight(self) -> Sight:
         """What its members saw of the scan, as far as it is there."""
         return Sight(Scan.open(self.scan_url), self.members, self.class_names)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The only right to its members' scratch; BusyError when somebody else holds one of them."""
+        with ExitStack() as held:
+            for member in self.members:
+                held.enter_context(member.held(self.scan_url))
+            yield
 
     def run_slabs(self, rows: list[dict[str, int]], engine: Engine) -> Iterator[dict[str, int]]:
         """Compute slabs of one member by its engine; each row when its logits are written and marked."""

@@ -1,7 +1,6 @@
 """A whole prediction, in this process, or with other processes for its parts."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,9 +63,7 @@ def predict(
         done = already_done(prediction, model)
         if done is not None:
             return done
-        with ExitStack() as held:
-            for member in prediction.members:
-                held.enter_context(member.held(scan_url))
+        with prediction.held():
             runner.fill(prediction, model)
             runner.fuse(prediction)
             return attempts.patiently(lambda: prediction.finish(model, keep_scratch=keep_scratch))

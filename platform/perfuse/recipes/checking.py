@@ -8,12 +8,16 @@ from perfuse.geometry import Index3, move_axis
 from perfuse.recipes.schema import Recipe
 
 
-@lru_cache
-def check_network(network: Network, sizes: tuple[int, ...]) -> int:
-    """How many weights a network has; it is built on PyTorch's meta device, without memory for them.
+def check_network(recipe: Recipe) -> int:
+    """How many weights the network has; it is built on PyTorch's meta device, without memory for them.
 
-    Raises RecipeError when it cannot be built, or takes no pictures of these sizes.
+    Raises RecipeError when it cannot be built, or takes no crops or tiles of the recipe's size.
     """
+    return _weights(recipe.segmenter, (recipe.crop, recipe.tile))
+
+
+@lru_cache
+def _weights(network: Network, sizes: tuple[int, ...]) -> int:
     import torch
 
     from perfuse.models import build, check_size

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perfuse.contract import Axis, Blend, Frozen, Network, Normalisation, Scale, Turns, Window, check_scales
+from perfuse.contract import Axis, Blend, Forward, Frozen, Network, Normalisation, Scale, Turns, Window, check_scales
 
 Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
@@ -247,6 +247,21 @@ class Recipe(Frozen):
     def segmenter(self) -> Network:
         """The network that is trained: `network`, for the recipe's classes."""
         return self.network.model_copy(update={"classes": tuple(filter(None, self.classes))})
+
+    def forward(self, voxel_size_um: tuple[float, float]) -> Forward:
+        """The forward contract of its network, for pixels between two edges in µm."""
+        return Forward(
+            network=self.segmenter,
+            normalisation=self.normalisation,
+            voxel_size_um=voxel_size_um,
+            axes=self.axes,
+            tile=self.tile,
+            overlap=self.overlap,
+            window=self.window,
+            blend=self.blend,
+            turns=self.turns,
+            scales=self.scales,
+        )
 
     @property
     def batches(self) -> int:

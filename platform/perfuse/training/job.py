@@ -85,20 +85,8 @@ class TrainingJob(Frozen):
 
     def forward(self) -> Forward:
         """The forward contract that a network trained by this job gets."""
-        recipe = self.recipe
-        low, high = self.pixel_um
-        return Forward(
-            network=recipe.segmenter,
-            normalisation=recipe.normalisation,
-            voxel_size_um=(low / recipe.voxel_size_range, high * recipe.voxel_size_range),
-            axes=recipe.axes,
-            tile=recipe.tile,
-            overlap=recipe.overlap,
-            window=recipe.window,
-            blend=recipe.blend,
-            turns=recipe.turns,
-            scales=recipe.scales,
-        )
+        (low, high), around = self.pixel_um, self.recipe.voxel_size_range
+        return self.recipe.forward((low / around, high * around))
 
 
 def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool = True) -> TrainingJob:

@@ -7,7 +7,7 @@ import pytest
 
 from perfuse.errors import RecipeError
 from perfuse.recipes import RECIPES, Recipe, differences, load_recipe, smoke
-from perfuse.recipes.checking import weights
+from perfuse.recipes.checking import check_network
 from perfuse.recipes.keys import keys
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
@@ -119,7 +119,7 @@ def test_a_small_recipe_is_the_same_but_small(name: str) -> None:
     assert Recipe.model_validate(small.model_dump()) == smoke(small)
     assert small.network.encoder_weights is None
     assert small.crop * small.network.input_scale * (2 if small.network.mosaic else 1) <= 128
-    assert weights(small) < 13e6
+    assert check_network(small) < 13e6
 
 
 def test_settings_go_over_the_small_recipe() -> None:

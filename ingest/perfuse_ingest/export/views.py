@@ -1,4 +1,4 @@
-"""Pictures of a label as a whole: projections along the axes, and a turning one."""
+"""Pictures of a label as a whole: maximum intensity projections along the axes, and a turning one, shaded by depth."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from perfuse.console import progress
 from perfuse.geometry import runs
-from perfuse.pictures import png
 from perfuse_ingest.export.masks import Slabs
 
 FRAMES, FRAME_MS = 48, 80
@@ -17,30 +16,35 @@ PIXELS = 512
 
 
 def write_projections(slabs: Slabs, out: Path) -> None:
-    """PNG with three panels: along each axis, how near the first vessel is, from white to dark."""
-    from matplotlib.figure import Figure
+    """PNG, 8 bits grey, of the maximum intensity projections along z, y and x: the highest value that stands behind each pixel.
 
-    shape = slabs.scan.shape_zyx
-    near = [np.full([n for a, n in enumerate(shape) if a != axis], np.inf) for axis in range(3)]
-    for first, mask in slabs:
-        own = (slice(None), slice(first, first + len(mask)), slice(first, first + len(mask)))
+    Along z in the top left, y below it, x on its right with z to the right, so that what is one axis for two of them is as long in
+    both; a black line between. A pixel is a voxel, or where these are no cubes as wide as their shortest edge. Values are the
+    label's, p = value / 255, 0 below the threshold.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    shape = np.array(slabs.scan.shape_zyx)
+    along = [np.zeros([n for a, n in enumerate(shape) if a != axis], np.uint8) for axis in range(3)]
+    for first, values in slabs.over(slabs.values):
+        own = (slice(None), slice(first, first + len(values)), slice(first, first + len(values)))
         for axis in range(3):
-            depth = np.where(mask.any(axis), mask.argmax(axis) + (first if axis == 0 else 0), np.inf)
-            near[axis][own[axis]] = np.minimum(near[axis][own[axis]], depth)
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    spacing = slabs.scan.info.voxel_size_um
-    for axis, (axes, depth) in enumerate(zip(figure.subplots(1, 3), near, strict=True)):
-        rows_um, columns_um = (um for a, um in enumerate(spacing) if a != axis)
-        axes.imshow(_shaded(depth, shape[axis]), cmap="gray", vmin=0, vmax=1, aspect=rows_um / columns_um)
-        axes.set_title(f"along {'zyx'[axis]}", fontsize=9)
-        axes.set_axis_off()
-    figure.suptitle(f"{slabs.label} in {slabs.scan.info.specimen}", fontsize=10)
-    out.write_bytes(png(figure))
-
-
-def _shaded(depth: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.float64]:
-    """White where a vessel is near, a third where it is farthest, black where none is."""
-    return np.where(np.isfinite(depth), 1 - 2 / 3 * np.where(np.isfinite(depth), depth, 0) / max(most - 1, 1), 0)
+            along[axis][own[axis]] = np.maximum(along[axis][own[axis]], values.max(axis))
+    um = np.array(slabs.scan.info.voxel_size_um)
+    depth, height, width = (int(n) for n in np.maximum(1, np.rint(shape * um / um.min())))
+    z, y, x = (
+        (2 * np.arange(n) + 1) * voxels // (2 * n) for n, voxels in zip((depth, height, width), shape, strict=True)
+    )
+    picture = np.zeros((height + 1 + depth, width + 1 + depth), np.uint8)
+    picture[:height, :width] = along[0][np.ix_(y, x)]
+    picture[height + 1 :, :width] = along[1][np.ix_(z, x)]
+    picture[:height, width + 1 :] = along[2].T[np.ix_(y, z)]
+    about = PngInfo()
+    about.add_text(
+        "Title", f"{slabs.label} in {slabs.scan.info.specimen}: largest along z, y, x; pixels of {um.min():g} µm"
+    )
+    Image.fromarray(picture).save(out, pnginfo=about)
 
 
 def write_turning(slabs: Slabs, out: Path) -> None:

@@ -19,8 +19,8 @@ FORMATS: dict[str, tuple[Callable[[Slabs, Path], None], str]] = {
     ".nii.gz": (write_nifti, "NIfTI, compressed"),
     ".stl": (write_stl, "a mesh of triangles"),
     ".ply": (write_ply, "a mesh with shared vertices"),
-    ".png": (write_projections, "projections along the three axes"),
-    ".gif": (write_turning, "a turning projection"),
+    ".png": (write_projections, "maximum intensity projections along the three axes"),
+    ".gif": (write_turning, "a turning projection, shaded by depth"),
 }
 
 

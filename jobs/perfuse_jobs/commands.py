@@ -1,12 +1,13 @@
 """The verbs of this room: train, predict, pseudolabel, submit."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from perfuse.commands.options import Json
 from perfuse.errors import PerfuseError
 from perfuse_jobs.campaign_command import campaign
+from perfuse_jobs.model_options import Average, Models, Temperatures, Views, Weights
 from perfuse_jobs.sweep_command import sweep
 from perfuse_jobs.workers import ONE, Workers, WorkersOption, check_local
 
@@ -18,33 +19,8 @@ if TYPE_CHECKING:
     from perfuse.pseudolabels import Cut, Predict
     from perfuse.recipes import Recipe
 
-Models = Annotated[
-    list[str],
-    typer.Option(
-        "--model", help="models:/NAME@champion, models:/NAME/3 or runs:/…; of several the mean of their logits."
-    ),
-]
 ScanUrl = Annotated[str, typer.Argument(help="The scan: a path or a URL.")]
 Output = Annotated[str, typer.Option(help="Name of the soft label to write; OUTPUT-CLASS of each of several classes.")]
-Views = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="key=value over how the model sees a scan: turns=all, scales=1,2, window=gaussian, axes=z, resample_um=63; repeatable.",
-    ),
-]
-Average = Annotated[
-    Literal["logit", "probability"] | None,
-    typer.Option(help="What is averaged over several models; logits by default."),
-]
-Weights = Annotated[
-    list[float] | None,
-    typer.Option("--weight", help="How much each of several models counts, in their order; alike when not given."),
-]
-Temperatures = Annotated[
-    list[float] | None,
-    typer.Option("--temperature", help="By what each of several models' logits are divided, in their order."),
-]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
 
 

@@ -1,5 +1,8 @@
 """The verb sweep."""
 
+import csv
+import io
+import shlex
 from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,11 +11,13 @@ import typer
 
 from perfuse.commands.options import Json
 from perfuse.errors import ContractError
+from perfuse_jobs.model_options import Average, Temperatures
 from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.bundle import Model
-    from perfuse.sweeping import Row
+    from perfuse.catalog import Scan
+    from perfuse.sweeping import Row, Seer, Sweep
 
 
 def sweep(
@@ -23,42 +28,55 @@ def sweep(
         list[float] | None,
         typer.Option(help="Also on voxels of this edge, µm; repeatable. The scan's own are always looked at."),
     ] = None,
+    scales: Annotated[
+        list[float] | None,
+        typer.Option("--scale", help="Also with tiles seen this many times as large; repeatable."),
+    ] = None,
     views: Annotated[
         list[str] | None, typer.Option("--set", help="key=value over how the models see a scan, as of `predict`.")
     ] = None,
+    average: Average = None,
+    temperatures: Temperatures = None,
     fit: Annotated[bool, typer.Option("--fit", help="Also with weights fitted to these scans.")] = False,
     class_name: Annotated[str | None, typer.Option("--class", help="Which of several classes.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the scores at all thresholds into this file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Write the scores at all thresholds into this file.")
+    ] = None,
     workers: WorkersOption = ONE,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and do nothing.")] = False,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     as_json: Json = False,
-) -> list[dict[str, Any]]:
-    """Compare combinations of models, voxel sizes and thresholds. No network is asked twice: logits stay beside the scan.
+) -> dict[str, Any]:
+    """Compare combinations of models, resolutions and thresholds. No network is asked twice: logits stay beside the scan.
 
-    `perfuse scan clean` removes them. Scores of scans that a model learnt from say nothing of others.
+    `perfuse scan clean` removes them. What answers best is told as options of `predict`; in the JSON each combination is.
+    Scores of scans that a model learnt from say nothing of others.
 
-    Example: perfuse sweep scans/kidney3.ome.zarr --model models:/a/1 --model models:/b/2 --resample-um 63 --fit
+    Example: perfuse sweep scans/kidney3.ome.zarr --model models:/a/1 --model models:/b/2 --resample-um 63 --scale 0.75 --fit
     """
     from perfuse.catalog import Scan
     from perfuse.console import print_json
-    from perfuse.inference.options import seen_otherwise
     from perfuse.registry import load_model
+    from perfuse.sweeping import Sweep
     from perfuse.sweeping import sweep as run
     from perfuse_jobs.predict import runner
 
     check_local(local, workers)
-    model = seen_otherwise(load_model(models), views or [])
+    model = load_model(models)
+    coarser = [(f"resample_um={um}",) for um in resample_um or []]
+    larger = [(f"scales={scale}",) for scale in scales or []]
+    wanted = Sweep(model, tuple(views or ()), ((), *coarser, *larger), average, tuple(temperatures or ()), fit)
     scans = [Scan.open(url) for url in scan_urls]
-    sizes = (None, *(resample_um or []))
-    number = _class(model, class_name)
-    rows = run(scans, model, truth, runner(workers, local=local), resample_um=sizes, fit=fit, class_number=number)
-    if csv is not None:
-        csv.write_text(_table(rows))
-    values = [_described(row) for row in rows]
+    if plan:
+        return _show_plan(scans, wanted, as_json=as_json)
+    rows = run(scans, wanted, truth, runner(workers, local=local), _class(model, class_name))
+    if table is not None:
+        table.write_text(_table(rows))
+    values = {"rows": [_described(row) for row in rows]}
     if as_json:
-        print_json({"rows": values})
+        print_json(values)
     else:
-        _print(values, " and ".join(scan.info.id for scan in scans))
+        _print(rows, wanted.seers, " and ".join(scan.info.id for scan in scans))
     return values
 
 
@@ -73,12 +91,39 @@ def _class(model: "Model", name: str | None) -> int:
     return names.index(name)
 
 
+def _show_plan(scans: "list[Scan]", wanted: "Sweep", *, as_json: bool) -> dict[str, Any]:
+    from datetime import timedelta
+
+    from rich.filesize import decimal
+
+    from perfuse.console import print_json, results
+    from perfuse.inference.estimate import estimate
+    from perfuse.sweeping import free_bytes
+
+    each = [
+        {"scan": scan.url, **estimate(scan, wanted.ensemble).model_dump(), "free_bytes": free_bytes(scan.url)}
+        for scan in scans
+    ]
+    values = {"combinations": len(wanted.choices) + len(wanted.to_fit), "seers": len(wanted.seers), "scans": each}
+    if as_json:
+        print_json(values)
+        return values
+    results.print(f"{values['combinations']} combinations of {values['seers']}: each model in each resolution")
+    for of in each:
+        free = "" if of["free_bytes"] is None else f" of {decimal(of['free_bytes'])} that are free"
+        time = timedelta(seconds=max(1, round(of["network_seconds"])))
+        line = f"{of['scan']}: {decimal(of['scratch_bytes'])} of logits{free}; networks {time} on one {of['device']}"
+        results.print(line, soft_wrap=True, markup=False)
+    return values
+
+
 def _described(row: "Row") -> dict[str, Any]:
     curve, plateau = row.curve, row.curve.plateau
     return {
-        "members": list(row.members),
+        "members": [seer.bundle.uri for seer in row.seers],
+        "settings": [list(seer.settings) for seer in row.seers],
         "weights": list(row.weights),
-        "resample_um": row.resample_um,
+        "predict": shlex.join(row.arguments),
         "threshold": curve.best / 255,
         "dice": float(curve.dice[curve.best - 1]),
         "surface_dice": float(curve.surface_dice[curve.best - 1]),
@@ -89,37 +134,42 @@ def _described(row: "Row") -> dict[str, Any]:
 
 
 def _table(rows: "list[Row]") -> str:
-    lines = ["members,weights,resample_um,threshold,dice,surface_dice"]
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["predict", "members", "weights", "threshold", "dice", "surface_dice"])
     for row in rows:
-        about = f"{' '.join(row.members)},{' '.join(f'{w:.3f}' for w in row.weights)},{row.resample_um or ''}"
+        members = " + ".join(" ".join([seer.bundle.uri, *seer.settings]) for seer in row.seers)
+        about = [shlex.join(row.arguments), members, " ".join(f"{weight:g}" for weight in row.weights)]
         for at, dice, surface in zip(row.curve.thresholds, row.curve.dice, row.curve.surface_dice, strict=True):
-            lines.append(f"{about},{at / 255:.4f},{dice:.6f},{surface:.6f}")
-    return "\n".join(lines) + "\n"
+            lines.writerow([*about, f"{at / 255:.4f}", f"{dice:.6f}", f"{surface:.6f}"])
+    return text.getvalue()
 
 
-def _print(values: list[dict[str, Any]], scans: str) -> None:
+def _print(rows: "list[Row]", seers: "list[Seer]", scans: str) -> None:
     from rich.table import Table
 
     from perfuse.console import results
 
-    table = Table(title=f"Surface dice on {scans}")
-    for heading in ("models", "µm", "best at", "surface dice", "at ½", "mean of 39", "within 0.01"):
-        table.add_column(heading, justify="left" if heading == "models" else "right", overflow="fold")
-    members = list(dict.fromkeys(uri for value in values for uri in value["members"]))
-    letters = {uri: ascii_lowercase[n % 26] * (1 + n // 26) for n, uri in enumerate(members)}
-    best = max(values, key=lambda value: value["surface_dice"])
-    for value in values:
-        weights = value["weights"] or [None] * len(value["members"])
-        counted = zip(value["members"], weights, strict=True)
-        shown = " + ".join(letters[m] if w is None else f"{w:.2f} {letters[m]}" for m, w in counted)
-        table.add_row(
-            shown,
-            f"{value['resample_um']:g}" if value["resample_um"] else "own",
+    shown = Table(title=f"Surface dice on {scans}")
+    for heading in ("models", "best at", "surface dice", "at ½", "mean of 39", "within 0.01"):
+        shown.add_column(heading, justify="left" if heading == "models" else "right", overflow="fold")
+    letters = {id(seer): ascii_lowercase[n % 26] * (1 + n // 26) for n, seer in enumerate(seers)}
+    values = [_described(row) for row in rows]
+    best = max(range(len(rows)), key=lambda n: values[n]["surface_dice"])
+    for number, (row, value) in enumerate(zip(rows, values, strict=True)):
+        weights = row.weights or [None] * len(row.seers)
+        counted = zip(row.seers, weights, strict=True)
+        shown.add_row(
+            " + ".join(letters[id(s)] if w is None else f"{w:.3f} {letters[id(s)]}" for s, w in counted),
             f"{value['threshold']:.3f}",
             *(f"{value[name]:.4f}" for name in ("surface_dice", "surface_dice_at_half", "mean_surface_dice")),
             "{:.2f}–{:.2f}".format(*value["plateau"]),
-            style="bold" if value is best else None,
+            style="bold" if number == best else None,
         )
-    results.print(table)
-    for uri, letter in letters.items():
-        results.print(f"{letter}  {uri}", soft_wrap=True, markup=False)
+    results.print(shown)
+    for seer in seers:
+        line = " ".join([letters[id(seer)], "", seer.bundle.uri, *seer.settings])
+        results.print(line, soft_wrap=True, markup=False)
+    results.print(
+        f"The best: perfuse predict SCAN --output NAME {values[best]['predict']}", soft_wrap=True, markup=False
+    )

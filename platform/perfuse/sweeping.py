@@ -1,167 +1,259 @@
-"""Members by voxel size by threshold: what an ensemble is worth, where no network is asked twice.
+"""Models by resolution by threshold: what an ensemble is worth, where no network is asked twice.
 
-Each member's logits are kept beside the scan, per axis and voxel size; every combination of members is fused from them, and its
-scores at all 255 thresholds counted, in one pass over the scan. This is the table by which 3rd place of SenNet + HOA 2023 chose.
+Each model's logits are kept beside the scan, per axis and resolution; every combination of them is fused from what is kept, and its
+scores at all 255 thresholds counted. This is the table by which 3rd place of SenNet + HOA 2023 chose.
 """
 
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
+from rich.filesize import decimal
 
-from perfuse import scoring
-from perfuse.bundle import Model
+from perfuse import scoring, storage
+from perfuse.bundle import Bundle, Ensemble, Model
 from perfuse.catalog import Scan
-from perfuse.contract import Fusion
-from perfuse.counting import counted_mask, truth_mask
-from perfuse.errors import ContractError
+from perfuse.console import say
+from perfuse.contract import Blend, Fusion
+from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
-from perfuse.inference.logits import ONE, fuse
+from perfuse.inference.logits import fuse
 from perfuse.inference.members import Sight
-from perfuse.inference.options import seen_otherwise
+from perfuse.inference.options import fused_otherwise, seen_otherwise, settings_of
 from perfuse.inference.prediction import Prediction
 from perfuse.inference.whole import Runner
 from perfuse.metrics import Curve, CurveCounts
-from perfuse.passes import cut, over_blocks
+from perfuse.stacking import Sample, fitted, fitted_mixture, sampled
 
-ALL_OF = 4
-"""Members up to which every combination is looked at; of more, each alone, all but each, and all."""
-SAMPLED = 200_000
-"""Voxels of a scan, at most about, to which weights are fitted."""
+ALL_OF = 6
+"""Seers up to which every combination is looked at; of more: combinations of models by combinations of resolutions, and all but each."""
+AT_ONCE = 8
+"""Combinations that are counted in a pass: each of them holds blocks of its own."""
+ALL_OF_KIND = 4
+"""Models, or resolutions, up to which these are every combination; of more: each alone, all but each, and all."""
 OUTPUT = "sweep"
+Choice = tuple[int, ...]
+"""Numbers of seers."""
+
+
+@dataclass(frozen=True)
+class Seer:
+    """A model that sees the scans in one of the resolutions."""
+
+    bundle: Bundle
+    """As it sees them."""
+    settings: tuple[str, ...]
+    """key=value over what the model's contract says."""
+    model: int
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is compared: models, each seen in several resolutions, and how several of them answer as one."""
+
+    model: Model
+    views: tuple[str, ...] = ()
+    """Settings as of `seen_otherwise`, in all resolutions."""
+    resolutions: tuple[tuple[str, ...], ...] = ((),)
+    """Settings of each; none: what the contracts say."""
+    average: Blend | None = None
+    temperatures: tuple[float, ...] = ()
+    """One for each model; empty: 1."""
+    fit: bool = False
+    """Also with weights that are fitted to the scans, see `fitted`: of all models in each resolution, and of all seers."""
+
+    @cached_property
+    def seers(self) -> list[Seer]:
+        """Model by model; a resolution that is the same to a model as another is left out of it."""
+        found: dict[tuple[int, str], Seer] = {}
+        for number, bundle in enumerate(self.model.members):
+            own = settings_of(self.views, number, len(self.model.members))
+            for at, resolution in enumerate(self.resolutions):
+                settings = (*own, *resolution)
+                (seen,) = seen_otherwise(bundle, settings).members
+                found.setdefault((number, seen.forward_digest()), Seer(seen, settings, number, at))
+        return list(found.values())
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """All seers. ContractError for temperatures that are not one for each model, or for a single seer that is to be averaged."""
+        models, several = len(self.model.members), len(self.seers) > 1
+        if self.temperatures and len(self.temperatures) != models:
+            raise ContractError(f"{len(self.temperatures)} temperatures for {models} models: give one for each.")
+        if not several and (self.fit or self.average or self.temperatures):
+            raise ContractError(
+                "One model, seen in one resolution, has no weights to fit and nothing to be averaged with: name several, "
+                "or another resolution."
+            )
+        everyone = Ensemble(tuple(seer.bundle for seer in self.seers), self.model.threshold)
+        return replace(everyone, fusion=self.fusion(tuple(range(len(self.seers)))))
+
+    def fusion(self, choice: Choice, weights: Sequence[float] = ()) -> Fusion:
+        """How some seers answer as one: what `predict` makes of the same options."""
+        if len(choice) == 1:
+            return Fusion()
+        seers = [self.seers[k] for k in choice]
+        temperatures = [self.temperatures[seer.model] for seer in seers] if self.temperatures else []
+        together = Ensemble(tuple(seer.bundle for seer in seers), self.model.threshold)
+        fused = fused_otherwise(together, self.average, weights, temperatures)
+        return fused.fusion if isinstance(fused, Ensemble) else Fusion()
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The combinations that are looked at."""
+        return combined([(seer.model, seer.resolution) for seer in self.seers])
+
+    @property
+    def to_fit(self) -> list[Choice]:
+        """Those that are looked at with fitted weights, too."""
+        if not self.fit:
+            return []
+        alike = [[k for k, s in enumerate(self.seers) if s.resolution == r] for r in range(len(self.resolutions))]
+        return list(dict.fromkeys(tuple(c) for c in [*alike, list(range(len(self.seers)))] if len(c) > 1))
 
 
 @dataclass(frozen=True)
 class Row:
     """One way to answer, and what it scores."""
 
-    members: tuple[str, ...]
-    """URIs."""
+    seers: tuple[Seer, ...]
     weights: tuple[float, ...]
-    """Fitted ones, of a sum of 1; empty: members count alike."""
-    resample_um: float | None
-    """Voxels on which the networks saw the scans; None: the scans' own."""
+    """Fitted ones, in thousandths; empty: all count alike."""
+    fusion: Fusion
     curve: Curve
 
+    @property
+    def arguments(self) -> list[str]:
+        """Options by which `predict` answers so."""
+        alike = [setting for setting in self.seers[0].settings if all(setting in s.settings for s in self.seers)]
+        words = [word for seer in self.seers for word in ("--model", seer.bundle.uri)]
+        words += [word for setting in alike for word in ("--set", setting)]
+        for number, seer in enumerate(self.seers, 1):
+            words += [word for s in seer.settings if s not in alike for word in ("--set", f"{number}:{s}")]
+        words += [] if self.fusion.average is None else ["--average", self.fusion.average]
+        words += [word for weight in self.weights for word in ("--weight", f"{weight:g}")]
+        return words + [word for t in self.fusion.temperatures for word in ("--temperature", f"{t!r}")]
 
-def sweep(
-    scans: Sequence[Scan],
-    model: Model,
-    truth: str,
-    runner: Runner,
-    *,
-    resample_um: Sequence[float | None] = (None,),
-    fit: bool = False,
-    class_number: int = 0,
-) -> list[Row]:
-    """Scores of the combinations of a model's members at each voxel size, the counts of all scans added.
 
-    fit: also of all members with weights that are fitted to these scans (see `fitted`).
-    Raises ScanError for truth that is missing or not dense, ContractError for weights of a single member.
+def sweep(scans: Sequence[Scan], wanted: Sweep, truth: str, runner: Runner, class_number: int = 0) -> list[Row]:
+    """Scores of the combinations, the counts of all scans added.
+
+    Raises ScanError for truth that is missing or not dense, ContractError for what cannot be averaged, PlanError where the
+    logits find no room.
     """
-    if fit and len(model.members) == 1:
-        raise ContractError("One model has no weights to fit: name several.")
+    ensemble = wanted.ensemble
     for scan in scans:
         scoring.check_dense(scan, truth)
-    uris = [bundle.uri for bundle in model.members]
-    rows = []
-    for um in resample_um:
-        seen = model if um is None else seen_otherwise(model, [f"resample_um={um}"])
-        with ExitStack() as held:
-            predictions = [_filled(scan, seen, runner, held) for scan in scans]
-            choices = [(choice, Fusion()) for choice in combined(len(uris))]
-            weights: tuple[float, ...] = ()
-            if fit:
-                weights = fitted(list(zip(scans, predictions, strict=True)), truth, class_number)
-                thousandths = tuple(round(1000 * weight) for weight in weights)
-                choices.append((tuple(range(len(uris))), Fusion(weights=thousandths)))
-            counted = _counted(scans, predictions, truth, choices, class_number)
-        for (choice, fusion), counts in zip(choices, counted, strict=True):
-            members = tuple(uris[k] for k in choice)
-            rows.append(Row(members, weights if fusion.weights else (), um, counts.curve()))
-    return rows
+    with ExitStack() as held:
+        predictions = [runner.prepare(scan.url, ensemble, OUTPUT) for scan in scans]
+        for prediction in predictions:
+            held.enter_context(prediction.held())
+        check_room([(scan.url, _missing(prediction)) for scan, prediction in zip(scans, predictions, strict=True)])
+        for prediction in predictions:
+            runner.fill(prediction, ensemble)
+            for member in prediction.members:
+                member.keep(prediction.scan_url)
+        samples = [sampled(*both, truth, class_number) for both in zip(scans, predictions, strict=True) if wanted.fit]
+        ways = [(choice, ()) for choice in wanted.choices] + [
+            (choice, _weights(predictions[0], wanted, choice, samples)) for choice in wanted.to_fit
+        ]
+        fusions = [(choice, wanted.fusion(choice, weights)) for choice, weights in ways]
+        counted: list[CurveCounts] = []
+        for first in range(0, len(fusions), AT_ONCE):
+            counted += _counted(scans, predictions, truth, fusions[first : first + AT_ONCE], class_number)
+    return [
+        Row(tuple(wanted.seers[k] for k in choice), weights, fusion, counts.curve())
+        for (choice, weights), (_, fusion), counts in zip(ways, fusions, counted, strict=True)
+    ]
 
 
-def _filled(scan: Scan, model: Model, runner: Runner, held: ExitStack) -> Prediction:
-    """The members' logits of a scan, which nobody else touches until `held` is closed, and which stay after it."""
-    prediction = runner.prepare(scan.url, model, OUTPUT)
-    held.enter_context(prediction.held())
-    runner.fill(prediction, model)
-    for member in prediction.members:
-        member.keep(scan.url)
-    return prediction
+def _missing(prediction: Prediction) -> int:
+    return sum(scratch.missing_bytes() for along in prediction.sight().scratches for scratch in along.values())
 
 
-def combined(members: int) -> list[tuple[int, ...]]:
-    """The combinations that are looked at, small ones first; see `ALL_OF`."""
-    sizes = range(1, members + 1) if members <= ALL_OF else (1, members - 1, members)
-    return [choice for size in sizes for choice in combinations(range(members), size)]
+def check_room(needed: Sequence[tuple[str, int]]) -> None:
+    """Say how much the logits beside each of some scans take, at most; PlanError where that is more than their disk has room for.
+
+    What a remote store has room for is not known.
+    """
+    disks: dict[int, list[tuple[str, int]]] = {}
+    for url, size in needed:
+        if size:
+            say(f"{url}: {decimal(size)} of logits are to be written, at most")
+        if not storage.is_remote(url):
+            disks.setdefault(storage.local_path(url).stat().st_dev, []).append((url, size))
+    for of_disk in disks.values():
+        wanted, free = sum(size for _, size in of_disk), free_bytes(of_disk[0][0])
+        if free is not None and wanted > free:
+            raise PlanError(
+                f"The models' logits take {decimal(wanted)} beside {', '.join(url for url, _ in of_disk)}; {decimal(free)} "
+                "are free there. Name fewer models, resolutions or scans, or make room: `perfuse scan clean` removes logits."
+            )
+
+
+def free_bytes(scan_url: str) -> int | None:
+    """What the disk that holds a scan has room for; None: it is a remote store, which does not say."""
+    return None if storage.is_remote(scan_url) else shutil.disk_usage(storage.local_path(scan_url)).free
+
+
+def combined(seers: Sequence[tuple[int, int]]) -> list[Choice]:
+    """The combinations that are looked at, small ones first; see `ALL_OF`. seers: the numbers of each one's model and resolution."""
+    everyone = range(len(seers))
+    if len(seers) <= ALL_OF:
+        return [choice for size in everyone for choice in combinations(everyone, size + 1)]
+    models, resolutions = (_some(1 + max(numbers)) for numbers in zip(*seers, strict=True))
+    crossed = {
+        tuple(k for k, (model, resolution) in enumerate(seers) if model in of and resolution in at)
+        for of in models
+        for at in resolutions
+    }
+    wanted = {*crossed, *((k,) for k in everyone), *combinations(everyone, len(seers) - 1)} - {()}
+    return sorted(wanted, key=lambda choice: (len(choice), choice))
+
+
+def _some(count: int) -> list[Choice]:
+    sizes = range(1, count + 1) if count <= ALL_OF_KIND else (1, count - 1, count)
+    return [choice for size in sizes for choice in combinations(range(count), size)]
+
+
+def _of(prediction: Prediction, choice: Choice) -> Prediction:
+    """The same of some of its members."""
+    return prediction.changed(members=tuple(prediction.members[k] for k in choice))
 
 
 def _counted(
     scans: Sequence[Scan],
     predictions: Sequence[Prediction],
     truth: str,
-    choices: Sequence[tuple[tuple[int, ...], Fusion]],
+    fusions: Sequence[tuple[Choice, Fusion]],
     class_number: int,
 ) -> list[CurveCounts]:
-    total = [CurveCounts()] * len(choices)
+    total = [CurveCounts()] * len(fusions)
+    needed = tuple(sorted({k for choice, _ in fusions for k in choice}))
     for scan, prediction in zip(scans, predictions, strict=True):
-        sight = prediction.sight()
-        ways = [(choice, prediction.answers(fusion)) for choice, fusion in choices]
+        sight = _of(prediction, needed).sight()
+        ways = [(choice, _of(prediction, choice).answers(fusion)) for choice, fusion in fusions]
 
         def values(
-            box: Box, sight: Sight = sight, ways: Sequence[tuple[tuple[int, ...], Fusion]] = ways
+            box: Box, sight: Sight = sight, ways: Sequence[tuple[Choice, Fusion]] = ways
         ) -> tuple[npt.NDArray[np.uint8], ...]:
-            seen = list(sight.of(box, class_number))
+            seen = dict(zip(needed, sight.of(box, class_number), strict=True))
             return tuple(fuse([seen[k] for k in choice], fusion) for choice, fusion in ways)
 
-        counts = scoring.curves(scan, (truth,), len(choices), values)
+        counts = scoring.curves(scan, (truth,), len(fusions), values)
         total = [a + b for a, b in zip(total, counts, strict=True)]
     return total
 
 
-def fitted(predictions: Sequence[tuple[Scan, Prediction]], truth: str, class_number: int = 0) -> tuple[float, ...]:
-    """Weights of the members, none below 0, of a sum of 1, by which the mean of their logits says most of the truth.
-
-    They minimise the binary cross-entropy of σ(Σ wₖ · logitₖ + c) over a sample of the voxels that count, which is convex:
-    logistic stacking (Wolpert 1992; non-negative as Breiman 1996 advises). The scale of w and c are dropped, for a threshold is
-    chosen anyway.
-    """
-    samples = [_sampled(scan, prediction, truth, class_number) for scan, prediction in predictions]
-    logits, marked = np.concatenate([x for x, _ in samples]), np.concatenate([y for _, y in samples])
-
-    members = logits.shape[1]
-    inputs = np.column_stack([logits, np.ones(len(logits))])
-
-    def loss(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        at = inputs @ values
-        wrong = 1 / (1 + np.exp(-at)) - marked
-        return float(np.mean(np.logaddexp(0, at) - marked * at)), inputs.T @ wrong / len(at)
-
-    begin, bounds = np.array([1 / members] * members + [0.0]), [(0, None)] * members + [(None, None)]
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds).x[:-1]
-    if not found.sum():
-        raise ContractError("No weights above 0 say anything of the truth: the members' logits do not rise with it.")
-    return tuple(float(weight) for weight in found / found.sum())
-
-
-def _sampled(
-    scan: Scan, prediction: Prediction, truth: str, class_number: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Logits [voxels, members] and truth of voxels drawn at random among those that count, the same in every call."""
-    share, sight = min(1.0, SAMPLED / Box.whole(scan.shape_zyx).size), prediction.sight()
-
-    def draw(box: Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        rng = np.random.default_rng(box.start)
-        chosen = (rng.random(box.shape, np.float32) < share) & counted_mask(scan, (truth,), box)
-        parts = [seen.as_("logit") for seen in sight.of(box, class_number)]
-        logits = [part.total[chosen] / (part.weight * ONE) for part in parts]
-        return np.stack(logits, axis=1), truth_mask(scan, truth, box)[chosen]
-
-    drawn = list(over_blocks(cut(scan.shape_zyx), f"sample {scan.info.id}", draw))
-    return np.concatenate([x for x, _ in drawn]), np.concatenate([y for _, y in drawn])
+def _weights(prediction: Prediction, wanted: Sweep, choice: Choice, samples: Sequence[Sample]) -> tuple[float, ...]:
+    fusion = _of(prediction, choice).answers(wanted.fusion(choice))
+    logits = np.concatenate([x[:, choice] for x, _ in samples]) / (fusion.temperatures or 1)
+    marked = np.concatenate([y for _, y in samples])
+    found = fitted(logits, marked) if fusion.average == "logit" else fitted_mixture(logits, marked)
+    return tuple(round(float(weight), 3) for weight in found)

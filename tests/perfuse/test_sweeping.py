@@ -1,6 +1,7 @@
 """Every combination scores as its own prediction would, and no network is asked for it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from perfuse import scoring, sweeping
+from perfuse import scoring, stacking, sweeping
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Fusion, Network
@@ -19,6 +20,7 @@ from perfuse.inference.members import SCRATCH
 from perfuse.inference.options import box_of, fused_otherwise, previewed, seen_otherwise
 from perfuse.inference.prediction import Worker
 from perfuse.models import build
+from perfuse.sweeping import Sweep
 
 SHAPE = (70, 40, 50)
 
@@ -48,50 +50,75 @@ def scan(tmp_path: Path, make_scan: Any, tubes: Any) -> Scan:
     return made
 
 
+def settings(row: sweeping.Row) -> list[str]:
+    return [f"{n}:{setting}" for n, seer in enumerate(row.seers, 1) for setting in seer.settings]
+
+
 def test_a_row_is_what_a_prediction_scores(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    ensemble = Ensemble((bundle(0), bundle(1, 3.0), bundle(2)), 128)
+    given = {f"models:/m/{k}": bundle(k, gain) for k, gain in enumerate((1.0, 3.0))}
     um = scan.info.voxel_size_um[0] * 1.5
-    rows = sweeping.sweep([scan], ensemble, "human", Runner(), resample_um=(None, um), fit=True)
-    assert len(rows) == 2 * (7 + 1)
-    monkeypatch.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked again"))
-    assert sweeping.sweep([scan], ensemble, "human", Runner())[6].members == rows[6].members
-    monkeypatch.undo()
-    for row in (rows[1], rows[5], rows[6], rows[7], rows[14]):
-        members = tuple(m for m in ensemble.members if m.uri in row.members)
-        weights = tuple(round(1000 * w) for w in row.weights)
-        model = Ensemble(members, 128, Fusion(weights=weights)) if len(members) > 1 else members[0]
-        seen = model if row.resample_um is None else seen_otherwise(model, [f"resample_um={um}"])
-        predict(scan.url, seen, "soft", keep_scratch=True)
+    wanted = Sweep(Ensemble(tuple(given.values()), 128), resolutions=((), (f"resample_um={um}",)), fit=True)
+    rows = sweeping.sweep([scan], wanted, "human", Runner())
+    assert len(rows) == 15 + 3
+    with monkeypatch.context() as no_network:
+        no_network.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked again"))
+        again = sweeping.sweep(
+            [scan], Sweep(wanted.model, average="probability", temperatures=(1, 2)), "human", Runner()
+        )
+    assert [len(row.seers) for row in again] == [1, 1, 2]
+    mixed = {len(row.seers) for row in rows if len({seer.resolution for seer in row.seers}) == 2}
+    assert mixed == {2, 3, 4}
+    for row in (rows[0], *rows[5:7], rows[12], *rows[-3:], again[-1]):
+        members = tuple(given[seer.bundle.uri] for seer in row.seers)
+        together = Ensemble(members, 128) if len(members) > 1 else members[0]
+        fused = fused_otherwise(together, row.fusion.average, row.weights, row.fusion.temperatures)
+        predict(scan.url, seen_otherwise(fused, settings(row)), "soft", keep_scratch=True)
         curve = scoring.tune([scan], "soft", "human")
         np.testing.assert_array_equal(curve.surface_dice, row.curve.surface_dice)
         np.testing.assert_array_equal(curve.dice, row.curve.dice)
-    assert not np.array_equal(rows[0].curve.dice, rows[8].curve.dice)
+    assert len({row.curve.dice.tobytes() for row in rows[:15]}) == 15
 
 
 def test_combinations() -> None:
-    assert sweeping.combined(2) == [(0,), (1,), (0, 1)]
-    assert len(sweeping.combined(4)) == 15
-    assert [len(c) for c in sweeping.combined(6)] == [1] * 6 + [5] * 6 + [6]
+    assert sweeping.combined([(0, 0), (1, 0)]) == [(0,), (1,), (0, 1)]
+    assert len(sweeping.combined([(m, r) for m in range(3) for r in range(2)])) == 63
+    seven = sweeping.combined([(m, 0) for m in range(7)])
+    assert [len(choice) for choice in seven] == [1] * 7 + [6] * 7 + [7]
+    crossed = sweeping.combined([(m, r) for m in range(4) for r in range(3)])
+    assert len(crossed) == len(set(crossed)) == 15 * 7 + 12
+    assert [k for k in range(12) if k // 3 in (0, 2) and k % 3 != 1] == list(crossed[crossed.index((0, 2, 6, 8))])
 
 
-def test_weights_are_those_that_made_the_truth(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolution_that_is_the_same_is_not_looked_at_twice() -> None:
+    model = Ensemble((bundle(0), bundle(1).with_forward(bundle(1).contract.forward.changed(scales=(2,)))), 128)
+    seers = Sweep(model, resolutions=((), ("scales=2",))).seers
+    assert [(seer.model, seer.settings) for seer in seers] == [(0, ()), (0, ("scales=2",)), (1, ())]
+
+
+def test_weights_are_those_that_made_the_truth() -> None:
     """Truth drawn from σ(3 · (0.8 a + 0.2 b)) of independent logits a, b, and a third that says the opposite: 0.8, 0.2 and 0."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 60_000))
     logits = np.stack([a, b, -a + rng.normal(size=len(a))], axis=1)
     truth = rng.random(len(a)) < 1 / (1 + np.exp(-3 * (0.8 * a + 0.2 * b)))
-    monkeypatch.setattr(sweeping, "_sampled", lambda *_: (logits, truth))
-    weights = sweeping.fitted([(scan, None)], "human")  # type: ignore[list-item]
-    assert weights == pytest.approx((0.8, 0.2, 0), abs=0.02)
+    assert stacking.fitted(logits, truth) == pytest.approx((0.8, 0.2, 0), abs=0.02)
     linear, _ = nnls(logits, truth - 0.5)
     assert linear[2] == 0
+
+
+def test_weights_of_probabilities_are_those_that_made_the_truth() -> None:
+    """Truth drawn from 0.7 σ(a) + 0.3 σ(b): 0.7, 0.3, and 0 of a third that knows nothing of it."""
+    logits = 3 * np.random.default_rng(1).normal(size=(30_000, 3))
+    share = (1 / (1 + np.exp(-logits))) @ (0.7, 0.3, 0)
+    truth = np.random.default_rng(2).random(len(logits)) < share
+    assert stacking.fitted_mixture(logits, truth) == pytest.approx((0.7, 0.3, 0), abs=0.03)
 
 
 def test_the_sample_is_of_what_counts(scan: Scan) -> None:
     model = Ensemble((bundle(0), bundle(1)), 128)
     prediction = prepare(scan.url, model, "soft")
     Runner().fill(prediction, model)
-    logits, marked = sweeping._sampled(scan, prediction, "human", 0)
+    logits, marked = stacking.sampled(scan, prediction, "human", 0)
     assert logits.shape == (np.prod(SHAPE), 2), "all voxels of a small scan"
     np.testing.assert_array_equal(marked.reshape(SHAPE), np.asarray(scan.label("human")[:]) >= 128)
     predict(scan.url, model.members[1], "one")
@@ -99,12 +126,38 @@ def test_the_sample_is_of_what_counts(scan: Scan) -> None:
     np.testing.assert_array_equal(soft, scan.label("one")[:])
 
 
-def test_what_cannot_be_swept_is_refused(scan: Scan, tmp_path: Path, make_scan: Any, tubes: Any) -> None:
-    with pytest.raises(ContractError, match="no weights to fit"):
-        sweeping.sweep([scan], bundle(0), "human", Runner(), fit=True)
+def test_what_cannot_be_swept_is_refused(scan: Scan) -> None:
+    for wanted, message in (
+        (Sweep(bundle(0), fit=True), "no weights to fit"),
+        (Sweep(bundle(0), average="logit"), "nothing to be averaged with"),
+        (Sweep(Ensemble((bundle(0), bundle(1)), 128), temperatures=(1,)), "1 temperatures for 2 models"),
+        (Sweep(Ensemble((bundle(0), bundle(1)), 128), ("3:turns=all",)), "no model 3"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            sweeping.sweep([scan], wanted, "human", Runner())
     with pytest.raises(ScanError, match="no label 'other'"):
-        sweeping.sweep([scan], bundle(0), "other", Runner())
+        sweeping.sweep([scan], Sweep(bundle(0)), "other", Runner())
     assert SCRATCH.split("/")[-1] not in {p.name for p in Path(scan.url, "perfuse").iterdir()}
+
+
+def test_logits_that_find_no_room_are_refused_before_any_network_is_asked(
+    scan: Scan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two resolutions, int16 along one axis: 2 bytes of each voxel, and of each of those of one and a half times the edge."""
+    um = scan.info.voxel_size_um[0] * 2
+    wanted = Sweep(bundle(0), resolutions=((), (f"resample_um={um}",)))
+    needed = 2 * (70 * 40 * 50 + 35 * 20 * 25)
+    free = needed - 1
+    monkeypatch.setattr(sweeping.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with monkeypatch.context() as no_network:
+        no_network.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked"))
+        with pytest.raises(PlanError, match=r"315\.0 kB .* are free"):
+            sweeping.sweep([scan], wanted, "human", Runner())
+    free = needed
+    assert len(sweeping.sweep([scan], wanted, "human", Runner())) == 3
+    assert "315.0 kB of logits" in capsys.readouterr().err
+    free = 0
+    assert len(sweeping.sweep([scan], wanted, "human", Runner())) == 3, "what is there needs no room"
 
 
 def test_settings_change_what_may_be_changed() -> None:
@@ -116,12 +169,17 @@ def test_settings_change_what_may_be_changed() -> None:
         assert (member.weights, member.uri) == (given.weights, given.uri)
         assert member.forward_digest() != given.forward_digest()
     assert seen_otherwise(model, []) is model
+    one, other = seen_otherwise(model, ["turns=all", "2:axes=x", "1:turns=none"]).members
+    assert (one.contract.forward.turns, one.contract.forward.axes) == ("none", ("z",))
+    assert (other.contract.forward.turns, other.contract.forward.axes) == ("all", ("x",))
     for setting, message in (
         ("network.planes=3", "a prediction may change axes, tile"),
         ("turns", "write key=value"),
         ("turns=both", "'none', 'flips', 'quarters' or 'all'"),
         ("scales=0.7", "multiple of 32"),
         ("tile=33", "multiple of 32"),
+        ("3:turns=all", "no model 3; they are numbered 1 to 2"),
+        ("0:turns=all", "no model 0"),
     ):
         with pytest.raises(ContractError, match=message):
             seen_otherwise(model, [setting])

@@ -32,9 +32,26 @@ FREE = (
 
 
 def seen_otherwise(model: Model, settings: Sequence[str]) -> Model:
-    """The model with key=value over the `forward` of each member; ContractError for an unknown key or an impossible value."""
-    changes = dict(_setting(text) for text in settings)
-    return _each(model, lambda forward: forward.changed(**changes)) if changes else model
+    """The model with key=value over the `forward` of each member, N:key=value over that of the N-th alone.
+
+    ContractError for an unknown key, an impossible value, or a member that there is not.
+    """
+    if not settings:
+        return model
+    changes = [dict(map(_setting, settings_of(settings, n, len(model.members)))) for n in range(len(model.members))]
+    return _each(model, lambda forward, n: forward.changed(**changes[n]))
+
+
+def settings_of(settings: Sequence[str], number: int, members: int) -> list[str]:
+    """Those, as key=value, that are meant for one of so many members, counted from 0; ContractError for N of none."""
+    meant = []
+    for text in settings:
+        found = re.match(r"(\d+):", text)
+        if found and not 1 <= int(found[1]) <= members:
+            raise ContractError(f"--set {text}: there is no model {found[1]}; they are numbered 1 to {members}.")
+        if found is None or int(found[1]) == number + 1:
+            meant.append(text[found.end() :] if found else text)
+    return meant
 
 
 def previewed(model: Model, scan: Scan, level: int) -> Model:
@@ -44,7 +61,7 @@ def previewed(model: Model, scan: Scan, level: int) -> Model:
     edge = min(scan.info.voxel_size_um) * 2**level
     return _each(
         model,
-        lambda forward: forward.changed(
+        lambda forward, _: forward.changed(
             resample_um=edge,
             voxel_size_um=(0.0, max(*scan.info.voxel_size_um, forward.voxel_size_um[1])),
         ),
@@ -95,9 +112,12 @@ def box_of(text: str, scan: Scan) -> Box:
     return Box(index3(start), index3(stop))
 
 
-def _each(model: Model, change: Callable[[Forward], Forward]) -> Model:
+def _each(model: Model, change: Callable[[Forward, int], Forward]) -> Model:
+    """change: takes the `forward` of a member and its number."""
     try:
-        members = tuple(bundle.with_forward(change(bundle.contract.forward)) for bundle in model.members)
+        members = tuple(
+            bundle.with_forward(change(bundle.contract.forward, n)) for n, bundle in enumerate(model.members)
+        )
     except ValidationError as error:
         raise ContractError(f"{model.uri} cannot be asked so: {_said(error)}.") from error
     return members[0] if isinstance(model, Bundle) else Ensemble(members, model.threshold, model.fusion)
@@ -106,7 +126,9 @@ def _each(model: Model, change: Callable[[Forward], Forward]) -> Model:
 def _setting(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or key not in FREE:
-        raise ContractError(f"--set {text}: write key=value; a prediction may change {', '.join(FREE)}.")
+        raise ContractError(
+            f"--set {text}: write key=value, or N:key=value for the N-th model; a prediction may change {', '.join(FREE)}."
+        )
     if "," in value or key in ("axes", "scales", "axis_weights"):
         return key, tuple(yaml.safe_load(f"[{value}]"))
     return key, yaml.safe_load(value)

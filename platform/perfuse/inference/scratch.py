@@ -56,6 +56,13 @@ class Scratch:
         """Slabs that are done and whose stored bytes are still those that were written."""
         return self._marks.intact(self._digest)
 
+    def missing_bytes(self) -> int:
+        """Of logits, before they are compressed, in slabs that bear no done-mark."""
+        depth, height, width = move_axis(self.shape, self.axis)
+        marked = zip(runs(depth, SLAB), self._marks.digests(), strict=True)
+        planes = sum(b - a for (a, b), mark in marked if not any(mark))
+        return 2 * planes * height * width * len(self.arrays)
+
     def pieces(self, planes: tuple[int, int], rows: Iterable[tuple[int, Logits]]) -> Iterator[tuple[Box, Logits]]:
         """Whole shards, gathered from rows [classes, planes, rows, columns]: their box, and [classes, z, y, x] in it."""
         _, height, _ = move_axis(self.shape, self.axis)

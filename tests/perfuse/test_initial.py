@@ -100,6 +100,36 @@ def test_the_digest_of_a_pretrained_encoder_survives_into_the_lineage(tmp_path, 
     )
 
 
+def test_an_encoder_that_is_pinned_is_taken_and_another_is_refused_with_both_digests(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", str(tmp_path))
+    published = {k.removeprefix("encoder.model."): v for k, v in weights(8).items() if k.startswith("encoder.model.")}
+    published["conv1.0.weight"] = published["conv1.0.weight"].repeat(1, 3, 1, 1)
+    save_file(published, tmp_path / "tu-test_resnet.safetensors")
+    made = job(str(tmp_path), "", encoder_weights="imagenet")
+
+    def digest(pinned: str | None) -> str:
+        recipe = made.recipe.model_copy(update={"init_from": None, "encoder_digest": pinned})
+        return str(State(made.model_copy(update={"recipe": recipe}), None, "cpu", "fp32").origin["encoder_sha256"])
+
+    first = digest(None)
+    assert digest(first) == first
+    published["bn1.weight"][0] += 1e-3
+    save_file(published, tmp_path / "tu-test_resnet.safetensors")
+    other = digest(None)
+    assert other != first
+    with pytest.raises(RecipeError, match=rf"tu-test_resnet\.safetensors have the digest {other}.*pins.* {first}\."):
+        digest(first)
+
+
+def test_a_digest_that_pins_nothing_is_refused() -> None:
+    pin = "encoder_digest=" + "0" * 64
+    with pytest.raises(RecipeError, match="pins pretrained weights, and this network starts from none"):
+        load_recipe("quickstart", [pin])
+    assert load_recipe("sennet_13th", [pin]).encoder_digest == "0" * 64
+    with pytest.raises(RecipeError, match="encoder_digest = 'imagenet'"):
+        load_recipe("sennet_13th", ["encoder_digest=imagenet"])
+
+
 def test_another_network_does_not_fit(run: str) -> None:
     with pytest.raises(
         RecipeError,

@@ -62,6 +62,16 @@ def of(network: Network, *, pretrained: bool) -> Iterator[Start]:
         ) from error
 
 
+def source(network: Network) -> str:
+    """Where the pretrained weights of a network's encoder are taken from, for people."""
+    kept = settings.encoder_weights_url()
+    return f"the libraries' cache ({_download(network)})" if kept is None else _place(network, kept)
+
+
+def _place(network: Network, url: str) -> str:
+    return storage.join(url, f"{network.encoder}.safetensors")
+
+
 def _from_timm(state: "dict[str, Tensor]") -> Start:
     return Start({"encoder_weights": True, "pretrained_cfg_overlay": {"state_dict": state}})
 
@@ -80,7 +90,7 @@ def _kept(network: Network, url: str) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    place = storage.join(url, f"{network.encoder}.safetensors")
+    place = _place(network, url)
     try:
         state: dict[str, Tensor] = load(storage.read_bytes(place))
     except FileNotFoundError as error:

@@ -229,6 +229,9 @@ class Recipe(Frozen):
     (0.025 … 0.975), which asks for robustness."""
     init_from: str | None = None
     """Weights to start from: a training's RUN, RUN@STEP, or a model's URI."""
+    encoder_digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Of the pretrained encoder that a training starts from, as a model's lineage says it (`origin.encoder_sha256`): with the
+    first convolution for the network's planes. Others are refused; None: any are taken, and recorded."""
     seed: int = Field(0, ge=0)
     tile: int = Field(256, ge=32, multiple_of=32)
     overlap: float = Field(0.25, ge=0, le=0.75)
@@ -272,6 +275,11 @@ class Recipe(Frozen):
     def _possible(self) -> "Recipe":
         if self.network.classes:
             raise ValueError("network.classes follows from labels: {CLASS: [LABEL, …], …}; leave it out")
+        if self.encoder_digest and (self.network.encoder_weights is None or self.network.module is not None):
+            raise ValueError(
+                "encoder_digest pins pretrained weights, and this network starts from none: name them by "
+                "network.encoder_weights, or leave it out (--set encoder_digest=none)"
+            )
         if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
             raise ValueError("of fold, within and validation only one can say what validates")
         check_scales(self.scales, self.tile)

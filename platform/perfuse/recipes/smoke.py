@@ -34,6 +34,7 @@ def smoke(recipe: Recipe) -> Recipe:
         validate_every=min(recipe.validate_every, steps),
         checkpoint_every=min(recipe.checkpoint_every, steps),
         frozen_encoder_steps=0,
+        encoder_digest=None,
         gradient_checkpointing=False,
         learning_rate=max(recipe.learning_rate, RATE),
     )

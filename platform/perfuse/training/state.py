@@ -6,7 +6,7 @@ import torch
 
 from perfuse.bundle import weights_digest
 from perfuse.errors import RecipeError
-from perfuse.models import build, fit_weights
+from perfuse.models import build, fit_weights, pretrained
 from perfuse.models.panels import Panels
 from perfuse.training.convergence import Course
 from perfuse.training.initial import initial_weights
@@ -24,7 +24,7 @@ class State:
         torch.manual_seed(recipe.seed)
         fresh = saved is None and recipe.init_from is None
         self.network = build(recipe.segmenter, pretrained=fresh)
-        self.origin = _origin(self.network) if fresh else {}
+        self.origin = _origin(self.network, recipe.encoder_digest) if fresh else {}
         if saved is None and recipe.init_from is not None:
             weights = initial_weights(job)
             fit_weights(self.network, weights, recipe.init_from)
@@ -109,12 +109,18 @@ def encoder_of(network: Panels, wish: str) -> torch.nn.Module:
     return network.encoder
 
 
-def _origin(network: Panels) -> dict[str, Any]:
-    """Which published encoder a training started from, for its lineage."""
+def _origin(network: Panels, pinned: str | None) -> dict[str, Any]:
+    """Which published encoder a training starts from, for its lineage; RecipeError when the recipe pins another."""
     settings = network.settings
     if settings.module is not None or settings.encoder_weights is None:
         return {}
     digest = weights_digest(on_cpu(encoder_of(network, "encoder_weights")))
+    if pinned not in (None, digest):
+        raise RecipeError(
+            f"The {settings.encoder_weights} weights of encoder {settings.encoder!r} from {pretrained.source(settings)} have the "
+            f"digest {digest} for {settings.planes} planes; the recipe pins encoder_digest = {pinned}. Bring those that it "
+            f"means, or take these: --set encoder_digest={digest}"
+        )
     return {"encoder": settings.encoder, "encoder_weights": settings.encoder_weights, "encoder_sha256": digest}
 
 

@@ -89,7 +89,9 @@ class Network(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> "Network":
         if self.outputs == "middle" and self.planes % 2 == 0:
-            raise ValueError(f"planes must be odd, so that there is a middle plane (or outputs=all); got {self.planes}")
+            raise ValueError(
+                f"planes must be odd, so that there is a middle plane: 1, 3, 5 … 15; or any of 1 to 16 with outputs=all. Got {self.planes}"
+            )
         if self.mosaic and (math.isqrt(self.planes) ** 2 != self.planes or self.outputs != "all"):
             raise ValueError(f"a mosaic needs 1, 4, 9 or 16 planes and outputs=all; got {self.planes}, {self.outputs}")
         return self

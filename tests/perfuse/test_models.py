@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from perfuse.contract import Network
 from perfuse.errors import RecipeError, ServerError
 from perfuse.models import build, check_size, resolve_precision, with_source
+from perfuse.recipes import Recipe, load_recipe
+from perfuse.recipes.checking import check_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,6 +25,39 @@ class Pixelwise(torch.nn.Module):
 
     def forward(self, x):
         return self.mix(x)
+
+class Module(Pixelwise):
+    def __init__(self, in_channels, classes):
+        super().__init__(in_channels, classes)
+        self.mix = torch.nn.Sequential(self.mix, torch.nn.Sigmoid())
+
+class Functional(Pixelwise):
+    def forward(self, x):
+        return torch.nn.functional.interpolate(self.mix(x).sigmoid(), x.shape[-2:], mode="bilinear")
+
+class AtInference(Pixelwise):
+    def forward(self, x):
+        return self.mix(x) if self.training else self.mix(x).sigmoid()
+
+class OfTwo(Pixelwise):
+    def __init__(self, in_channels, classes):
+        super().__init__(in_channels, 2 * classes)
+
+    def forward(self, x):
+        return torch.softmax(self.mix(x).unsqueeze(2), 1)[:, 1:].squeeze(2)
+
+class Partly(Pixelwise):
+    def forward(self, x):
+        logits = self.mix(x)
+        return torch.cat([logits[:, :, :1], torch.tanh(logits[:, :, 1:])], 2)
+
+class Attentive(Pixelwise):
+    def forward(self, x):
+        return self.mix(x * x.mean((2, 3), keepdim=True).sigmoid()) * x.mean().sigmoid()
+
+class Counting(Pixelwise):  # by values, which shapes alone do not give
+    def forward(self, x):
+        return torch.sigmoid(self.mix(x) * len(x.unique()))
 
 class Coarse(Pixelwise):
     def forward(self, x):
@@ -98,6 +133,44 @@ def test_an_encoder_of_fixed_windows_says_what_it_can_see() -> None:
         check_size(maxvit, (512, 384))
     check_size(maxvit.model_copy(update={"encoder_size": 384}), (384,))
     check_size(changed(planes=4, outputs="all", mosaic=True), (32, 256))
+
+
+@pytest.fixture
+def ours(tmp_path, monkeypatch) -> str:
+    (tmp_path / "endings_of_test_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "endings_of_test_models"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Module", r"Module ends in an activation \(sigmoid\)\. Losses.* take logits"),
+        ("Functional", r"\(sigmoid\)"),
+        ("AtInference", r"\(sigmoid\)"),
+        ("OfTwo", r"\(softmax\)"),
+        ("Partly", r"\(tanh\)"),
+        ("Counting", r"\(sigmoid\)"),
+        ("Coarse", r"must answer in the shape \(1, 1, 32, 32\); it answers \(1, 1, 16, 16\)"),
+    ],
+)
+def test_a_network_that_answers_no_logits_is_refused_before_it_trains(ours: str, name: str, said: str) -> None:
+    recipe = load_recipe("quickstart", [f"network.module={ours}:{name}", "network.planes=1", "crop=32"])
+    with pytest.raises(RecipeError, match=said):
+        check_network(recipe)
+
+
+@pytest.mark.parametrize("name", ["Pixelwise", "Attentive"])
+def test_activations_inside_a_network_are_its_own_affair(ours: str, name: str) -> None:
+    check_network(load_recipe("quickstart", [f"network.module={ours}:{name}", "network.planes=1", "crop=32"]))
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "efficientnet-b0", "tu-resnest14d"])
+def test_a_recipe_is_checked_with_encoders_of_any_family(encoder: str) -> None:
+    """Some compute numbers while they are built, which shapes alone do not give."""
+    network = Network(encoder=encoder, encoder_weights=None)
+    weights = sum(p.numel() for p in build(network).parameters())
+    assert check_network(Recipe(name="r", network=network)) == weights
 
 
 def test_a_network_of_ones_own_is_pinned_by_its_source(tmp_path, monkeypatch) -> None:

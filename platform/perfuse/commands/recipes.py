@@ -64,7 +64,7 @@ def show(name: Name, settings: Settings = None, smoke: Smoke = False) -> None:
 
 
 def check(name: Name, settings: Settings = None, smoke: Smoke = False, as_json: Json = False) -> dict[str, Any]:
-    """Check that a recipe can work: its keys and values, and that its network takes its crops and tiles.
+    """Check that a recipe can work: its keys and values, that its network takes its crops and tiles, and answers logits.
 
     Reads no scan and loads no weights.
 

@@ -1,6 +1,6 @@
 """Networks by name, what stands in front of them, and what this machine runs them on."""
 
-from perfuse.models.building import build, check_size, with_source
+from perfuse.models.building import build, build_shapes, check_logits, check_size, with_source
 from perfuse.models.machine import Precision, best_device, keep_freed_memory, resolve_precision
 from perfuse.models.state import fit_weights, read_weights
 
@@ -8,6 +8,8 @@ __all__ = [
     "Precision",
     "best_device",
     "build",
+    "build_shapes",
+    "check_logits",
     "check_size",
     "fit_weights",
     "keep_freed_memory",

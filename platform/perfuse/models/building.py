@@ -1,5 +1,6 @@
 """Networks from segmentation-models-pytorch and timm by name, or of one's own."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perfuse.contract import Network
 from perfuse.errors import RecipeError
 from perfuse.models import pretrained as weights
+from perfuse.models.machine import best_device
 from perfuse.storage import digest_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ IMPOSSIBLE = (KeyError, TypeError, ValueError, RuntimeError, IndexError, Asserti
 """What the libraries raise for arguments that do not go together."""
 LARGEST = 1024
 """Pixels along an edge, of inputs that are tried to say which ones a network can see."""
+ACTIVATION = re.compile("((Log)?Sigmoid|Hardsigmoid|(Log)?Softmax|Softplus|Tanh|Hardtanh|Relu)Backward")
+PASSED_ON = re.compile(
+    "(Alias|Cat|Clamp|Clone|Expand|Index(Select)?|Permute|PixelShuffle|Select|Slice|Split|(Uns|S)queeze|Stack|ToCopy|Transpose|"
+    "Unbind|Upsample(Nearest|Bilinear|Bicubic)2D|(Unsafe)?View)Backward"
+)
+"""Operations, as autograd calls them, after which the values of an activation are still what they were."""
 
 
 def build(network: Network, *, pretrained: bool = False) -> "Panels":
@@ -36,6 +44,17 @@ def build(network: Network, *, pretrained: bool = False) -> "Panels":
     if network.module is not None:
         return Panels(_own(network.module, network.source_digest, channels, classes), network)
     return Panels(_published(network, channels, classes, pretrained=pretrained), network)
+
+
+def build_shapes(network: Network) -> "Panels":
+    """As `build`, on PyTorch's meta device: without memory for weights, unless it takes numbers to build it."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return build(network)
+    except RecipeError:  # a few encoders of smp compute with tensors while they are built
+        return build(network).to("meta")
 
 
 def _published(network: Network, channels: int, classes: int, *, pretrained: bool) -> "nn.Module":
@@ -134,7 +153,7 @@ def check_size(network: Network, sizes: Sequence[int]) -> None:
     """
     if network.module is not None:
         return
-    shapes = build(network).eval().to("meta")
+    shapes = build_shapes(network).eval()
     for size in sizes:
         if _problem(shapes, size) is None:
             continue
@@ -158,4 +177,43 @@ def _problem(made: "Panels", size: int) -> str | None:
             made(torch.zeros(1, made.settings.planes, size, size, device=device))
     except IMPOSSIBLE as error:
         return str(error).split("\n")[0] or type(error).__name__
+    return None
+
+
+def check_logits(network: Network, size: int) -> None:
+    """Raise RecipeError when a network of one's own answers another shape, or ends in an activation.
+
+    Published ones have none. It is tried on shapes; on a picture, where they do not pass; not at all where that fails too,
+    as for what needs a GPU.
+    """
+    if network.module is None:
+        return
+    for device in ("meta", best_device()):
+        try:
+            ending = _ending(build(network).eval().to(device), size)
+        except RecipeError:
+            raise
+        except IMPOSSIBLE:
+            continue
+        if ending is not None:
+            raise RecipeError(
+                f"{network.module} ends in an activation ({ending}). Losses, blending and thresholds take logits, and apply the "
+                "sigmoid themselves: answer what goes into the activation."
+            )
+        return
+
+
+def _ending(made: "Panels", size: int) -> str | None:
+    """The activation whose values a network answers, looked for from its end backwards."""
+    import torch
+
+    logits = made(torch.zeros(1, made.settings.planes, size, size, device=next(made.parameters()).device))
+    found = [logits.grad_fn]
+    while found:
+        node = found.pop()
+        name = "" if node is None else node.name()
+        if ending := ACTIVATION.match(name):
+            return ending[1].lower()
+        if node is not None and PASSED_ON.match(name):
+            found += [before for before, _ in node.next_functions]
     return None

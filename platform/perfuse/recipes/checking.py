@@ -11,20 +11,18 @@ from perfuse.recipes.schema import Recipe
 def check_network(recipe: Recipe) -> int:
     """How many weights the network has; it is built on PyTorch's meta device, without memory for them.
 
-    Raises RecipeError when it cannot be built, or takes no crops or tiles of the recipe's size.
+    Raises RecipeError when it cannot be built, takes no crops or tiles of the recipe's size, or answers no logits.
     """
     return _weights(recipe.segmenter, (recipe.crop, recipe.tile))
 
 
 @lru_cache
 def _weights(network: Network, sizes: tuple[int, ...]) -> int:
-    import torch
+    from perfuse.models import build_shapes, check_logits, check_size
 
-    from perfuse.models import build, check_size
-
-    with torch.device("meta"):
-        check_size(network, sizes)
-        return sum(p.numel() for p in build(network).parameters())
+    check_size(network, sizes)
+    check_logits(network, sizes[0])
+    return sum(p.numel() for p in build_shapes(network).parameters())
 
 
 def check_planes(recipe: Recipe, scan: str, shape_zyx: Index3) -> None:

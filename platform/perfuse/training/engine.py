@@ -12,7 +12,7 @@ import torch
 from perfuse.augmentation import augment
 from perfuse.errors import RecipeError
 from perfuse.losses import combined
-from perfuse.models import Precision, best_device, check_size, keep_freed_memory, resolve_precision
+from perfuse.models import Precision, best_device, check_logits, check_size, keep_freed_memory, resolve_precision
 from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
@@ -54,6 +54,7 @@ def train(
         keep_freed_memory()
     precision = resolve_precision(recipe.precision, device)
     check_size(recipe.segmenter, (recipe.crop, recipe.tile))
+    check_logits(recipe.segmenter, recipe.crop)
     state = State(job, checkpoints.load(job.folder), device, precision)
     network = wrap(state.network)
     learn = _Step(state, torch.compile(network) if recipe.compiled else network, recipe, device, precision, world)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class RunLog:
     """Writes in the order it is told to, behind the training; what MLflow refuses is raised at the next word, or the end."""
 
     def __init__(self, job: TrainingJob, name: str, *, parent: str | None = None) -> None:
-        self._job = job
+        self._job, self._name = job, name
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._run: Future[Run] = self._pool.submit(_open, job, name, parent)
         self._untold: deque[tuple[Told, dict[str, bytes]]] = deque()
@@ -74,18 +74,23 @@ class RunLog:
         run = self.run()
         last = {path.split("/")[1]: path for path in sorted(run.files("pictures"))}
         pictures = {specimen: run.read(path) for specimen, path in last.items()}
-        html = page(self._job, model, run.history(), pictures, curves, scores).encode()
-        url = storage.join(self._job.folder, REPORT)
-        storage.write_bytes(url, html)
-        run.file(REPORT, html)
+        return self._write(page(self._job, model, run.history(), pictures, curves, scores))
+
+    def _write(self, html: str) -> str:
+        url, data = storage.join(self._job.folder, REPORT), html.encode()
+        storage.write_bytes(url, data)
+        self.run().file(REPORT, data)
         return url
+
+    def _report_so_far(self, pictures: Mapping[str, bytes]) -> None:
+        self._write(page(self._job, self._name, self.run().history(), pictures))
 
     def run(self) -> Run:
         """The run itself, when it is open."""
         return self._run.result()
 
     def _send(self) -> None:
-        """All that waits: metrics in one request, then the pictures."""
+        """All that waits: metrics in one request, then the pictures; after a validation the page as it stands."""
         waiting = list(self._untold)
         if not waiting or self._gave_up:
             return
@@ -95,6 +100,8 @@ class RunLog:
             for title, png in pictures.items():
                 path = f"pictures/{title}/step-{told.step:06d}.png"
                 self._insist(partial(run.file, path, png))
+        if validations := [pictures for _, pictures in waiting if pictures]:
+            self._insist(partial(self._report_so_far, validations[-1]))
         for _ in waiting:
             self._untold.popleft()
 

@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import chain
 
 from perfuse import storage
 from perfuse.contract import said
@@ -28,17 +29,18 @@ def page(
     model: str,
     history: History,
     pictures: Mapping[str, bytes],
-    curves: Mapping[str, Curve],
-    scores: Sequence[Evaluation],
+    curves: Mapping[str, Curve] | None = None,
+    scores: Sequence[Evaluation] = (),
 ) -> str:
-    """The report of a finished training.
+    """The report of a training.
 
-    model: its URI in the registry. history: metrics by name and step. pictures: PNG of each validation scan. curves: by class, over all
-    thresholds, of all validation scans together; empty where none selects. scores: of each of them, at the chosen threshold.
+    model: its URI in the registry; while it goes on, its name there. history: metrics by name and step. pictures: PNG of each
+    validation scan. curves: by class, over all thresholds, of all validation scans together; empty where none selects, None
+    while the training goes on. scores: of each scan, at the chosen threshold.
     """
     parts = [
         f"<h1>{escape(model)}</h1>",
-        f"<p>{escape(_said(job, max(history['loss']), curves))}</p>",
+        f"<p>{escape(_said(job, max(chain(*history.values())), curves))}</p>",
         *(_selection(curves, scores) if curves else []),
         _section("Training", _image(over_steps(history), "losses, scores, learning rate and speed over steps")),
         _section("Last validation", *(_figure(name, picture) for name, picture in sorted(pictures.items()))),
@@ -64,14 +66,16 @@ def _selection(curves: Mapping[str, Curve], scores: Sequence[Evaluation]) -> lis
     return [_section("Scores on the validation scans", _scores(scores)), *plots]
 
 
-def _said(job: TrainingJob, steps: int, curves: Mapping[str, Curve]) -> str:
+def _said(job: TrainingJob, steps: int, curves: Mapping[str, Curve] | None) -> str:
     recipe = job.recipe
-    chosen = {name: curve.chosen for name, curve in curves.items()}
-    threshold = said(chosen.get("", chosen)) if chosen else "threshold inherited, for no scan selects"
-    return (
-        f"Recipe {recipe.name}, {steps:,} steps of {recipe.batch * recipe.accumulate} crops; {threshold}; "
-        f"training key {job.key}."
-    )
+    if curves is None:
+        state = f"not finished, of {recipe.steps:,} steps" + " at most" * (recipe.converged is not None)
+    elif curves:
+        chosen = {name: curve.chosen for name, curve in curves.items()}
+        state = said(chosen.get("", chosen))
+    else:
+        state = "threshold inherited, for no scan selects"
+    return f"Recipe {recipe.name}, {steps:,} steps of {recipe.batch * recipe.accumulate} crops; {state}; training key {job.key}."
 
 
 def _scores(scores: Iterable[Evaluation]) -> str:

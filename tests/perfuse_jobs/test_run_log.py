@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_what_is_not_told_at_the_end_is_told_by_the_same_command(
 
     def cut_off() -> None:
         with monkeypatch.context() as patch, RunLog(job, "tubes") as log:
-            log(1, {"loss": 1.0}, {})
+            log(1, {"loss": 1.0}, {"c": b"seen"})
             log.flush()
             patch.setattr(tracking.Run, "log", away)
             patch.setattr(run_log, "PATIENCE_S", 1.5)
@@ -129,6 +130,11 @@ def test_what_is_not_told_at_the_end_is_told_by_the_same_command(
     with pytest.raises(ending or ServerError):
         cut_off()
     assert [entry["step"] for entry in storage.read_json(f"{job.folder}/unsent.json")] == [2, 3]
+    report = storage.read_bytes(f"{job.folder}/report.html").decode()
+    assert "<h1>tubes</h1>" in report
+    assert "1 steps of 4 crops; not finished, of 24 steps" in report
+    assert b64encode(b"seen").decode() in report
     with RunLog(job, "tubes") as log:
         assert log.run().history()["loss"] == {1: 1, 2: 1 / 2, 3: 1 / 3}
+        assert log.run().read("report.html").decode() == report
     assert not storage.exists(f"{job.folder}/unsent.json")

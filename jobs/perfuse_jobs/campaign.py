@@ -1,53 +1,28 @@
-"""Runs a campaign: each stage once, its result kept under its key, its MLflow run beneath the campaign's.
-
-What is kept is small: URIs, thresholds, digests and scores. Models, labels and checkpoints lie where the verbs put them, and
-a stage that was killed goes on as its verb does.
-"""
+"""Runs a campaign: each stage once, and what is done is skipped; a stage that was killed goes on as its verb does."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from pydantic import Field
-
-from perfuse import settings, storage
+from perfuse import storage
 from perfuse.bundle import Ensemble as Several
 from perfuse.bundle import Model
 from perfuse.campaigns.planning import Plan, Planned
 from perfuse.campaigns.schema import Ensemble, Evaluate, Predict, PseudoLabel, Train
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.console import say
-from perfuse.contract import Frozen, Fusion
-from perfuse.errors import CampaignError, RegistryError
+from perfuse.errors import CampaignError
 from perfuse.inference.options import fused_otherwise
 from perfuse.locks import writing
 from perfuse.pseudolabels import human_label, pseudolabel
 from perfuse.registry import load_model, record_evaluation, record_scores, scores_of
 from perfuse.registry.bundles import run_of, version_of
 from perfuse.scoring import evaluate, tune
-from perfuse.tracking import Run
+from perfuse_jobs.campaign_results import Result, conclude, done, keep, place_of, run_at, show_beneath
 from perfuse_jobs.predict import predictor
 from perfuse_jobs.session import check_shared
 from perfuse_jobs.train import Part, train
 from perfuse_jobs.workers import ONE, Workers
-
-
-class Result(Frozen):
-    """What a stage has made."""
-
-    stage: str
-    kind: str
-    key: str
-    run_id: str = ""
-    models: tuple[str, ...] = ()
-    """URIs; of an ensemble its members."""
-    fusion: Fusion = Fusion()
-    """How these answer as one."""
-    threshold: int | None = None
-    labels: dict[str, LabelInfo] = Field(default={})
-    """By URL of the scan."""
-    scores: tuple[dict[str, Any], ...] = ()
-    """Evaluations; of a training that learnt from everything those of its siblings, which say so."""
 
 
 def run(plan: Plan, *, workers: Workers = ONE, local: bool = False) -> list[Result]:
@@ -58,47 +33,8 @@ def run(plan: Plan, *, workers: Workers = ONE, local: bool = False) -> list[Resu
     if not local:
         check_shared("PERFUSE_STORAGE", "a URL for checkpoints that all nodes reach (s3://…)")
         check_shared("MLFLOW_TRACKING_URI", "the MLflow server")
-    with writing(_place(plan.key), "campaign"):
+    with writing(place_of(plan.key), "campaign"):
         return _Runner(plan, workers, local=local).run()
-
-
-def _place(key: str) -> str:
-    return storage.join(settings.storage_url(), "campaigns", key[:16])
-
-
-def _read(place: str) -> Any:
-    try:
-        return storage.read_json(place)
-    except FileNotFoundError:
-        return None
-
-
-def _run_at(place: str, name: str, tags: dict[str, str], parent: str | None = None) -> Run:
-    """The run that is noted at a place, or a new one that is noted there."""
-    noted = _read(place)
-    run = Run.resume(noted["run_id"]) if noted else None
-    if run is None:
-        run = Run.start(name, tags, parent=parent)
-        storage.write_json(place, {"run_id": run.id})
-    return run
-
-
-def done(planned: Planned) -> Result | None:
-    """What a stage has made, if its models and labels are still what they were."""
-    kept = _read(_place(planned.key) + ".json")
-    if kept is None:
-        return None
-    result = Result.model_validate(kept)
-    for url, info in result.labels.items():
-        now = Scan.open(url).labels().get(info.name)
-        if now is None or now.digest != info.digest:
-            return None
-    try:
-        for uri in result.models:
-            version_of(uri)
-    except RegistryError:
-        return None
-    return result
 
 
 class _Runner:
@@ -110,8 +46,8 @@ class _Runner:
         self._predictor = predictor(workers, local=local)
 
     def run(self) -> list[Result]:
-        plan, place = self.plan, storage.join(_place(self.plan.key), "run.json")
-        self.parent = _run_at(place, plan.name, {"perfuse.key": plan.key, "perfuse.campaign": plan.name})
+        plan, place = self.plan, storage.join(place_of(self.plan.key), "run.json")
+        self.parent = run_at(place, plan.name, {"perfuse.key": plan.key, "perfuse.campaign": plan.name})
         try:
             for number, planned in enumerate(plan.stages, 1):
                 self._stage(planned, f"stage {number} of {len(plan.stages)}, {planned.stage.kind} {planned.stage.name}")
@@ -139,22 +75,21 @@ class _Runner:
         else:
             say(title)
             result = self._train(planned, planned.stage) if isinstance(planned.stage, Train) else self._in_run(planned)
-            storage.write_json(_place(planned.key) + ".json", result.model_dump(mode="json"))
+            keep(result)
+        show_beneath(self.parent, result, self.plan)
         self.results[planned.stage.name] = result
 
     def _in_run(self, planned: Planned) -> Result:
         """A stage that is no training, in an MLflow run of its own."""
         stage = planned.stage
         tags = {"perfuse.key": planned.key, "perfuse.stage": stage.kind}
-        run = _run_at(_place(planned.key) + ".run.json", f"{self.plan.name}-{stage.name}", tags, self.parent.id)
+        run = run_at(place_of(planned.key) + ".run.json", f"{self.plan.name}-{stage.name}", tags, self.parent.id)
         try:
             result = _DO[stage.kind](self, planned, stage).model_copy(update={"run_id": run.id})
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        run.json("result.json", result.model_dump(mode="json"))
-        run.metrics(0, _metrics(result))
-        run.finish()
+        conclude(run, result)
         return result
 
     def _model(self, names: tuple[str, ...]) -> Model:
@@ -283,17 +218,3 @@ _DO: dict[str, Callable[[_Runner, Planned, Any], Result]] = {
     "pseudolabel": _Runner._pseudolabel,
     "evaluate": _Runner._evaluate,
 }
-
-
-def _metrics(result: Result) -> dict[str, float]:
-    """What MLflow draws of a stage: numbers by scan."""
-    found: dict[str, float] = {} if result.threshold is None else {"threshold": result.threshold / 255}
-    for score in result.scores:
-        found |= {
-            f"{name}.{score['scan']}": float(score[name]) for name in ("dice", "surface_dice", "precision", "recall")
-        }
-    for url, info in result.labels.items():
-        for name in ("threshold", "achieved_coverage", "residual"):
-            if info.lineage.get(name) is not None:
-                found[f"{name}.{storage.name_of(url).removesuffix('.ome.zarr')}"] = float(info.lineage[name])
-    return found

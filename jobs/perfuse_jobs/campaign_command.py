@@ -11,7 +11,7 @@ from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.campaigns import Plan
-    from perfuse_jobs.campaign import Result
+    from perfuse_jobs.campaign_results import Result
 
 
 def campaign(
@@ -64,7 +64,7 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
 
     from perfuse.campaigns.cost import SUSTAINED, costs
     from perfuse.console import print_json, results
-    from perfuse_jobs.campaign import done
+    from perfuse_jobs.campaign_results import done
 
     cost = costs(plan)
     stages = [

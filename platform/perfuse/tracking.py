@@ -199,6 +199,21 @@ class Run:
             self._client.set_terminated(self.id, status)
 
 
+def parent_of(run_id: str) -> str | None:
+    """The run that a run is shown beneath; None where there is none, or no such run."""
+    from mlflow.exceptions import MlflowException
+
+    server = client()
+    with answering():
+        try:
+            tags: dict[str, str] = server.get_run(run_id).data.tags
+        except MlflowException as error:
+            if is_away(error):
+                raise
+            return None
+    return tags.get("mlflow.parentRunId")
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):

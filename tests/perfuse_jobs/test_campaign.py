@@ -266,6 +266,27 @@ def test_several_models_are_one(
     assert results["last-score"]["scores"][0]["dice"] != results["score"]["scores"][0]["dice"]
     assert list(made["siblings"]) == ["last-1", "last-2", "last"]
 
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(values | {"stages": stages[:3]}))
+    _beneath_another_campaign_too(["campaign", tmp_path / "again.yaml", "--data", organs, "--local"], results, verb)
+
+
+def _beneath_another_campaign_too(words: list[Any], made: dict[str, Any], verb: Any) -> None:
+    """Stages that are done already: each by a run that names the one which did it, and none twice."""
+    before = runs()
+    verb(*words)
+    found = runs()
+    assert verb(*words)["stages"] == [made[name] for name in ("first", "second", "both")]
+    assert {name: run.info.run_id for name, run in runs().items()} == {name: r.info.run_id for name, r in found.items()}
+    parent = found["again"]
+    assert set(found) - set(before) == {"again", "again-first", "again-second", "again-both"}
+    for name in ("first", "second", "both"):
+        shown = found[f"again-{name}"]
+        assert shown.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert shown.data.tags["perfuse.made_by"] == made[name]["run_id"] == before[f"pair-{name}"].info.run_id
+        assert shown.data.metrics["threshold"] == made[name]["threshold"] / 255
+        assert shown.info.status == "FINISHED"
+    assert found["again-both"].data.metrics == before["pair-both"].data.metrics
+
 
 def test_a_plan_counts_and_writes_nothing(words: list[str], workdir: Path, verb: Any) -> None:
     plan = verb(*words, "--plan", "--json")

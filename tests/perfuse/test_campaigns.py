@@ -249,6 +249,21 @@ def test_cost_is_counted_from_shapes(scans):
     assert 1e6 < each * SUSTAINED * 3600 < 1e10
 
 
+def test_every_view_of_a_prediction_costs_what_its_size_does(scans):
+    def cost(*settings):
+        small = ("recipe.crop=64", "recipe.tile=64", "test=e")
+        return costs(planned(scans, "sennet_13th", "recipe=quickstart", *small, *settings))
+
+    once, often = cost(), cost("recipe.turns=flips", "recipe.scales=1,2")
+    views = 4 * (1 + 2**2)
+    assert often["training-test"].gpu_hours == pytest.approx(views * once["training-test"].gpu_hours)
+    judged = [c["training"].gpu_hours - c["training-test"].gpu_hours for c in (once, often)]
+    assert judged[0] == pytest.approx(judged[1]), (
+        "its one validation donor is as large as the test's, and crops are seen once"
+    )
+    assert often["training-test"].written_bytes == once["training-test"].written_bytes
+
+
 def test_recipes_of_several_classes_are_refused(scans):
     with pytest.raises(CampaignError, match=r"has the classes large, vessel, and campaigns are of one.*perfuse train"):
         planned(scans, "sennet_13th", "recipe.labels={vessel: [human], large: [human-large]}")

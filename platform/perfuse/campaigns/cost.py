@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from perfuse.campaigns.planning import Plan, Planned, Site
 from perfuse.campaigns.schema import Train, answering
 from perfuse.catalog import Scan
-from perfuse.contract import Forward, Frozen, Network
+from perfuse.contract import Frozen, Network
 from perfuse.inference.planning import plan as plan_prediction
 from perfuse.recipes import Recipe
 
@@ -67,11 +68,10 @@ def _answering(sites: Sequence[Site], members: list[Recipe]) -> Cost:
     for site in sites:
         scan = Scan.open(site.url)
         for recipe in members:
-            forward = Forward(
-                network=recipe.network, voxel_size_um=(0, 1), axes=recipe.axes, tile=recipe.tile, overlap=recipe.overlap
-            )
+            forward = recipe.forward((min(scan.info.voxel_size_um), max(scan.info.voxel_size_um)))
             work = plan_prediction(scan, forward)
-            operations = work.tiles * _operations(recipe.network, recipe.tile)
+            sizes = [_operations(forward.network, round(forward.tile * scale)) for scale in forward.scales]
+            operations = work.tiles * fmean(sizes)
             total = Cost(
                 read_bytes=total.read_bytes + work.input_bytes,
                 written_bytes=total.written_bytes + work.scratch_bytes + work.output_bytes,

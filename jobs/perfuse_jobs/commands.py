@@ -231,12 +231,13 @@ def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
         return
     lines = [f"train on    {scan}" for scan in plan.train] + [f"select by   {scan}" for scan in plan.validation]
     epochs = "" if plan.epoch_crops is None else f", {plan.crops / plan.epoch_crops:.2g} epochs of {plan.epoch_crops:,}"
+    unit = "GPU-hours" if plan.device == "cuda" else "hours"
     lines += [
         f"steps       {plan.steps:,}",
         f"crops       {plan.crops:,}{epochs}",
         f"read        {decimal(plan.read_bytes)} in {plan.bricks:,} bricks",
         f"memory      {decimal(plan.feeder_bytes)} of a worker for bricks and batches, at most, besides the network",
-        f"time        {plan.device_hours:.2g} {plan.device} hours ({plan.step_seconds:.3g} s a step, measured on this one)",
+        f"time        {plan.device_hours:.2g} {unit} on {plan.device_name}: {plan.step_seconds:.3g} s a step, measured just now",
     ]
     for line in lines:
         results.print(line, soft_wrap=True, markup=False)

@@ -50,5 +50,6 @@ def test_the_plan_says_who_is_on_which_side_and_writes_nothing(folder: Path) -> 
     assert plan.validation == ("v of donor v: human (dense)",)
     assert (plan.steps, plan.crops) == (40, 720)
     assert plan.device in {"cpu", "cuda"}
+    assert plan.device_name.startswith("CPU of ") == (plan.device == "cpu")
     assert 0 < plan.step_seconds == pytest.approx(plan.device_hours * 3600 / 40)
     assert sorted(folder.rglob("*")) == before

@@ -16,7 +16,7 @@ from perfuse.catalog import Scan
 from perfuse.errors import RecipeError, ScanError, ServerError
 from perfuse.recipes import Recipe
 from perfuse.registry import load_bundle, scores_of
-from perfuse.training import TrainingJob, plan_job
+from perfuse.training import TrainingJob, plan_job, planning
 from perfuse.training.checkpoints import latest_step
 from perfuse_jobs import distributed
 from perfuse_jobs.workers import Workers
@@ -126,6 +126,35 @@ def test_resume_begins_nothing_and_another_training_starts_from_these_weights(
     (run,) = (place.name for place in (workdir / "runs").iterdir() if place.is_dir())
     other = verb(*words, "--init-from", f"{run}@2", "--set", "learning_rate=1e-4")
     assert load_bundle(other).lineage["recipe"]["init_from"] == f"{run}@2"
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        (("cuda", "NVIDIA H200"), "0.5 GPU-hours on NVIDIA H200:"),
+        (("cpu", "CPU of 2 cores"), "0.5 hours on CPU of 2 cores:"),
+    ],
+)
+def test_a_plan_is_in_gpu_hours_where_there_is_a_gpu(
+    verb: Any,
+    scans: Path,
+    workdir: Path,
+    tiny_settings: list[str],
+    monkeypatch: Any,
+    capsys: Any,
+    device: Any,
+    said: str,
+) -> None:
+    def there(job: TrainingJob) -> planning.TrainingPlan:
+        about = {"device": device[0], "device_name": device[1], "step_seconds": 75, "device_hours": 75 * 24 / 3600}
+        return plan(job).model_copy(update=about)
+
+    plan = planning.plan_training
+    monkeypatch.setattr(planning, "plan_training", there)
+    verb("train", "quickstart", "--data", scans, *tiny_settings, "--plan")
+    shown = capsys.readouterr().out
+    assert f"{said} 75 s a step" in shown
+    assert "steps       24\ncrops       96\n" in shown
 
 
 def test_an_mlflow_that_is_away_is_named(

@@ -1,7 +1,7 @@
 """Networks by name, what stands in front of them, and what this machine runs them on."""
 
 from perfuse.models.building import build, build_shapes, check_logits, check_size, with_source
-from perfuse.models.machine import Precision, best_device, keep_freed_memory, resolve_precision
+from perfuse.models.machine import Precision, best_device, device_name, keep_freed_memory, resolve_precision
 from perfuse.models.state import fit_weights, read_weights
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "build_shapes",
     "check_logits",
     "check_size",
+    "device_name",
     "fit_weights",
     "keep_freed_memory",
     "read_weights",

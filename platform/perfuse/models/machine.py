@@ -1,6 +1,7 @@
 """What this machine runs networks on, and in which numbers."""
 
 import ctypes
+import os
 import platform
 from typing import Literal
 
@@ -17,6 +18,13 @@ def best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What people call it: the GPU's model, or the CPU with its cores."""
+    import torch
+
+    return f"CPU of {os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Precision:

@@ -33,15 +33,17 @@ class TrainingPlan(Frozen):
     feeder_bytes: int
     """Memory of bricks and batches, at most, for each worker."""
     device: str
+    """cuda or cpu; a worker has one."""
+    device_name: str
     step_seconds: float
     """Of a step on one such device, measured on few crops; without waiting for data."""
     device_hours: float
-    """Of all steps, without validation."""
+    """Of all steps, without validation: GPU-hours where the device is one."""
 
 
 def plan_training(job: TrainingJob) -> TrainingPlan:
     """Count crops and bricks, and measure a step here. Raises RecipeError or PlanError for what cannot be trained."""
-    from perfuse.models import best_device
+    from perfuse.models import best_device, device_name
 
     recipe, device = job.recipe, best_device()
     with feeding.Cutter(job) as cutter:
@@ -63,6 +65,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
         read_bytes=sum(bricks),
         feeder_bytes=min(sum(bricks), feeding.BRICK_BYTES) + batches,
         device=device,
+        device_name=device_name(device),
         step_seconds=seconds,
         device_hours=seconds * recipe.steps / 3600,
     )

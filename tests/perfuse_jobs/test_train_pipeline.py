@@ -1,5 +1,9 @@
 """Ray Data carries the crops, and changes none."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,51 @@ def test_ranks_together_are_fed_the_very_crops_of_one_process(job: TrainingJob, 
         assert all(part["step"] == whole["step"] for part in parts)
         for name in ("position", "image", "target", "known"):
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+TWO_KINDS = """
+import json, sys
+import ray
+from ray.cluster_utils import Cluster
+from perfuse.training import TrainingJob
+from perfuse_jobs import feeding
+
+node = {"num_cpus": 9, "object_store_memory": 100_000_000, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args=node | {"num_gpus": 1, "include_dashboard": False})
+ray.init(cluster.address, logging_level="error", log_to_driver=False)
+cut = feeding._cut
+
+def noted(row, job):
+    for batch in cut(row, job):
+        yield batch | {"node": [ray.get_runtime_context().get_node_id()]}
+
+feeding._cut = noted
+
+def nodes_that_cut():
+    job = TrainingJob.model_validate_json(sys.argv[1])
+    return sorted({batch["node"] for batch in feeding.batches(job, 0, 1, 0)})
+
+gpu = ray.get_runtime_context().get_node_id()
+alone, room_alone = nodes_that_cut(), feeding._room(1)[0]
+cpu = cluster.add_node(**node | {"num_cpus": 13}).node_id
+rooms = [feeding._room(world)[0] for world in (1, 2, 100)]
+told = {"alone": alone, "both": nodes_that_cut(), "gpu": gpu, "cpu": cpu, "cutters": [room_alone, *rooms]}
+ray.shutdown()
+cluster.shutdown()
+print(json.dumps(told))
+"""
+
+
+def test_crops_are_cut_on_nodes_without_gpus_where_there_are_some(job: TrainingJob) -> None:
+    """And by as many processes as half of the CPUs there, between 2 and 8 for each rank."""
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nodes may be on the loopback
+    words = [sys.executable, "-c", TWO_KINDS, job.changed(recipe=job.recipe.changed(steps=100)).model_dump_json()]
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert told["alone"] == [told["gpu"]]
+    assert told["both"] == [told["cpu"]]
+    assert told["cutters"] == [4, 6, 3, 2]
 
 
 @pytest.mark.usefixtures("in_process_ray")

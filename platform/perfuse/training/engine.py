@@ -18,6 +18,7 @@ from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import learning_rate
 from perfuse.training.pace import Pace
+from perfuse.training.recomputing import statistics_held
 from perfuse.training.state import State, encoder_of
 from perfuse.training.validation import validate
 
@@ -129,6 +130,7 @@ class _Step:
         if frozen:
             encoder_of(state.network, "frozen_encoder_steps").eval()
         state.optimiser.zero_grad(set_to_none=True)
+        statistics = [b.clone() for b in state.network.buffers()] if state.scaler.is_enabled() else []
         losses: Metrics = {}
         whole = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
@@ -138,7 +140,7 @@ class _Step:
             whole += found["loss"] * (len(batch["image"]) / self.whole)
             for name, value in found.items():
                 losses[name] = losses.get(name, 0.0) + value / len(batches)
-        self._update(frozen=frozen)
+        self._update(statistics, frozen=frozen)
         state.course.step(self._of_all_ranks(whole))
         return losses | {"learning_rate": rate}
 
@@ -168,11 +170,15 @@ class _Step:
             logits = self.network(image.contiguous(memory_format=torch.channels_last))
         loss, parts = combined(recipe.losses, logits.float(), target, known, len(recipe.classes))
         weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
-        weighted.backward()  # type: ignore[no-untyped-call]
+        with statistics_held(self.state.network) if recipe.gradient_checkpointing else nullcontext():
+            weighted.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()} | {f"{kind}_loss": part.detach() for kind, part in parts.items()}
 
-    def _update(self, *, frozen: bool) -> None:
-        """Take the step: gradients clipped by value, then by norm. A frozen encoder's are dropped, on all ranks alike."""
+    def _update(self, statistics: list[torch.Tensor], *, frozen: bool) -> None:
+        """Take the step: gradients clipped by value, then by norm. A frozen encoder's are dropped, on all ranks alike.
+
+        One of fp16 whose gradients are not finite changes no weights, statistics or averages; the next are scaled by half.
+        """
         recipe, state = self.recipe, self.state
         state.scaler.unscale_(state.optimiser)
         if frozen:
@@ -182,7 +188,12 @@ class _Step:
             torch.nn.utils.clip_grad_value_(state.network.parameters(), recipe.clip_value)
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip_norm)
+        scale = state.scaler.get_scale()
         state.scaler.step(state.optimiser)
         state.scaler.update()
         state.step += 1
-        state.average(recipe.ema_decay)
+        if state.scaler.get_scale() >= scale:
+            state.average(recipe.ema_decay)
+        else:
+            for buffer, value in zip(state.network.buffers(), statistics, strict=True):
+                buffer.copy_(value)

@@ -12,6 +12,7 @@ from perfuse.training.convergence import Course
 from perfuse.training.initial import initial_weights
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import optimiser
+from perfuse.training.recomputing import hold_fewer_activations
 
 Weights = dict[str, torch.Tensor]
 
@@ -33,7 +34,7 @@ class State:
         self.averaged = build(recipe.segmenter).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged.load_state_dict(self.network.state_dict())
         if recipe.gradient_checkpointing:
-            _hold_fewer_activations(self.network)
+            hold_fewer_activations(self.network)
         self.optimiser = optimiser(recipe, self.network.parameters())
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
         self.step, self.best_step, self.best_score, self.best = 0, 0, -1.0, on_cpu(self.averaged)
@@ -122,15 +123,3 @@ def _origin(network: Panels, pinned: str | None) -> dict[str, Any]:
             f"means, or take these: --set encoder_digest={digest}"
         )
     return {"encoder": settings.encoder, "encoder_weights": settings.encoder_weights, "encoder_sha256": digest}
-
-
-def _hold_fewer_activations(network: Panels) -> None:
-    """Let the encoder compute its activations again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
-    encoder = encoder_of(network, "gradient_checkpointing")
-    switch = getattr(getattr(encoder, "model", encoder), "set_grad_checkpointing", None)
-    if switch is None:
-        raise RecipeError(
-            f"gradient_checkpointing: encoder {network.settings.encoder!r} cannot. Encoders of timm, tu-…, can; or use a "
-            "smaller batch with accumulate."
-        )
-    switch(True)

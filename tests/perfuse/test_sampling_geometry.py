@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from perfuse.errors import RecipeError
 from perfuse.geometry import Box
 from perfuse.normalisation import bounds, normalise
 from perfuse.recipes import load_recipe
@@ -105,6 +106,43 @@ def test_a_scaled_crop_is_what_an_ingest_at_that_pixel_would_hold(case: Case, sc
         assert np.array_equal(crop["target"], truth[np.ix_(*nearest)] / np.float32(255))
         assert crop["known"].all()
     assert len(factors) == (1 if low == high else 16)
+
+
+def test_pixels_in_micrometres_are_factors_of_each_scans_voxels(case: Case, make_scan: Any, tmp_path: Path) -> None:
+    """63 µm of a scan of 50 µm is the factor 1.26, and of one of 25 µm the double: the same field of view."""
+    for by_pixel, by_factor in zip(
+        case.crops("sampling.pixel_um=63,63"), case.crops("sampling.scale=1.26,1.26"), strict=True
+    ):
+        assert by_pixel[0] == by_factor[0]
+        assert by_pixel[1] == by_factor[1]
+        for name in ("image", "target", "known"):
+            np.testing.assert_array_equal(by_pixel[2][name], by_factor[2][name])
+    human = {"human": np.full(SHAPE, 255, np.uint8)}
+    for specimen, voxel in (("a", 50.0), ("b", 25.0), ("v", 50.0)):
+        make_scan(tmp_path, specimen, case.image, human, voxel=voxel)
+    settings = [*SETTINGS, "sampling.pixel_um=40,63", "steps=64"]
+    job = plan_job(load_recipe("quickstart", settings), str(tmp_path), str(tmp_path))
+    assert job.pixel_um == (40, 63)
+    seen: dict[float, list[float]] = {50.0: [], 25.0: []}
+    with Cutter(job) as cutter:
+        for step in range(0, 64, 4):
+            for position in range(8):
+                place = cutter.order.place(step, position)
+                voxel = 25.0 if "/b." in job.train[place.source].url else 50.0
+                seen[voxel].append(voxel * cutter.order.window(step, position, cutter.read(place).result()).scale)
+    for edges in seen.values():
+        assert 40 <= min(edges) < 45
+        assert 58 < max(edges) <= 63
+
+
+@pytest.mark.parametrize("pixel_um", ["63,250", "10,63"])
+def test_pixels_that_a_scan_cannot_show_are_refused_with_those_that_it_can(case: Case, pixel_um: str) -> None:
+    with pytest.raises(RecipeError, match=r"a has voxels of 50 µm, so its crops can have pixels of 12\.5 to 200 µm"):
+        next(case.crops(f"sampling.pixel_um={pixel_um}"))
+    with pytest.raises(RecipeError, match="stands in place of scale"):
+        next(case.crops(f"sampling.pixel_um={pixel_um}", "sampling.scale=1,1.2"))
+    with pytest.raises(RecipeError, match="leave out scale, pixel_um"):
+        next(case.crops(f"sampling.pixel_um={pixel_um}", "sampling.order=grid"))
 
 
 def test_a_turned_crop_is_interpolated_along_its_plane(case: Case) -> None:

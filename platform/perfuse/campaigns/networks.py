@@ -3,7 +3,7 @@
 from perfuse.campaigns.planning import Plan
 from perfuse.catalog import Scan
 from perfuse.errors import CampaignError, RecipeError
-from perfuse.recipes.checking import check_network, check_planes
+from perfuse.recipes.checking import check_network, check_pixels, check_planes
 
 
 def check_networks(plan: Plan) -> None:
@@ -15,6 +15,8 @@ def check_networks(plan: Plan) -> None:
         try:
             check_network(recipe)
             for site in planned.scans:
-                check_planes(recipe, site.specimen, Scan.open(site.url).shape_zyx)
+                scan = Scan.open(site.url)
+                check_planes(recipe, site.specimen, scan.shape_zyx)
+                check_pixels(recipe, site.specimen, scan.info.voxel_size_um)
         except RecipeError as error:
             raise CampaignError(f"Stage {planned.stage.name}: {error}") from error

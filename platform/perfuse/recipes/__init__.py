@@ -2,7 +2,8 @@
 
 from perfuse.recipes.built_in import RECIPES
 from perfuse.recipes.loading import differences, load_recipe, to_yaml
-from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Sampling, Warp
+from perfuse.recipes.sampling import Sampling
+from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Warp
 from perfuse.recipes.smoke import smoke
 
 __all__ = [

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from perfuse.contract import Network, Normalisation, Standardisation
-from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Sampling, Warp
+from perfuse.recipes.sampling import Sampling
+from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Warp
 from perfuse.recipes.sennet import SENNET
 
 

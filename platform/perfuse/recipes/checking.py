@@ -4,7 +4,8 @@ from functools import lru_cache
 
 from perfuse.contract import Network
 from perfuse.errors import RecipeError
-from perfuse.geometry import Index3, move_axis
+from perfuse.geometry import Index3, Spacing, move_axis
+from perfuse.recipes.sampling import LEAST_SCALE, MOST_SCALE
 from perfuse.recipes.schema import Recipe
 
 
@@ -36,3 +37,15 @@ def check_planes(recipe: Recipe, scan: str, shape_zyx: Index3) -> None:
                 f"{recipe.crop}. Leave the axis out{f' (--set axes={rest})' if rest else ''}, or choose smaller crops by "
                 "--set crop=…"
             )
+
+
+def check_pixels(recipe: Recipe, scan: str, voxel_size_um: Spacing) -> None:
+    """Raise RecipeError when a scan is too coarse or too fine for crops with pixels of `sampling.pixel_um`."""
+    least, most = recipe.sampling.factors(voxel_size_um)
+    if recipe.sampling.pixel_um and not LEAST_SCALE <= least <= most <= MOST_SCALE:
+        low, high = recipe.sampling.pixel_um
+        voxel = min(voxel_size_um)
+        raise RecipeError(
+            f"sampling.pixel_um = {low:g} to {high:g} µm: {scan} has voxels of {voxel:g} µm, so its crops can have pixels of "
+            f"{LEAST_SCALE * voxel:g} to {MOST_SCALE * voxel:g} µm. Choose a range within, or leave the scan out (--set train=…)."
+        )

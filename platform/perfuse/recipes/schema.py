@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from perfuse.contract import Axis, Blend, Forward, Frozen, Network, Normalisation, Scale, Turns, Window, check_scales
+from perfuse.recipes.sampling import Sampling
 
 Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
 Chance = Field(0.0, ge=0, le=1)
@@ -13,8 +14,6 @@ Chance = Field(0.0, ge=0, le=1)
 Positive = Field(gt=0)
 WINDOW = 0.1
 """Share of all steps over whose mean it is judged whether the loss has converged."""
-MOST_SCALE = 4.0
-"""Larger pixels are those of a coarser scan, not of an emulation."""
 
 
 class Warp(Frozen):
@@ -130,37 +129,6 @@ class Phase(Frozen):
     start: float = Field(1.0, ge=0)
     """Of the learning rate."""
     end: float = Field(1.0, ge=0)
-
-
-class Sampling(Frozen):
-    """Which crops are seen."""
-
-    order: Literal["random", "grid"] = "random"
-    """grid: each epoch sees every crop of a grid over all scans and axes once, in random order."""
-    overlap: float = Field(0.0, ge=0, lt=1)
-    """grid: share of a crop that it has in common with the next."""
-    foreground_share: float = Field(0.7, ge=0, le=1)
-    """random: share of crops that are laid over a vessel voxel."""
-    axis_weights: tuple[float, ...] = ()
-    """random: how often each axis of the recipe is taken; empty: equally often."""
-    oblique: float = Field(0.0, ge=0, le=1)
-    """random: share of crops whose plane is turned about a random direction."""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """random: pixels of a crop are larger than the scan's by a factor between these: 1.26 brings 50 µm to 63 µm."""
-    by_coverage: bool = True
-    """random: scans are taken the more often the more of them is annotated; else equally often."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Sampling":
-        if not 0 < self.scale[0] <= self.scale[1] <= MOST_SCALE:
-            raise ValueError(
-                f"scale goes from the smaller factor to the larger, above 0 and at most {MOST_SCALE:g}; got {self.scale}"
-            )
-        if any(weight <= 0 for weight in self.axis_weights):
-            raise ValueError(f"axis_weights are above 0; got {self.axis_weights}. Leave an axis out by --set axes=…")
-        if self.order == "grid" and (self.scale != (1, 1) or self.oblique or self.axis_weights):
-            raise ValueError("order=grid sees every crop once as it is: leave out scale, oblique and axis_weights")
-        return self
 
 
 Labels = Annotated[tuple[str, ...], Field(min_length=1)]

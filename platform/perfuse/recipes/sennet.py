@@ -5,7 +5,8 @@ ensembles and views at inference belong to campaigns and predictions, not to rec
 """
 
 from perfuse.contract import Network, Normalisation, Standardisation
-from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Sampling, Warp
+from perfuse.recipes.sampling import Sampling
+from perfuse.recipes.schema import Augmentation, Deformation, Loss, Phase, Recipe, Warp
 
 ONE_CYCLE = (Phase(kind="cosine", share=0.3, start=1 / 25, end=1), Phase(kind="cosine", share=0.7, start=1, end=4e-6))
 """Smith and Topin 2019, "Super-convergence", with PyTorch's defaults: up from a 25th of the rate, down to 1 / 250,000."""

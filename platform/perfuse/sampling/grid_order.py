@@ -33,9 +33,9 @@ class GridOrder:
     def __init__(self, job: TrainingJob) -> None:
         recipe = job.recipe
         self.seed, self.batch = recipe.seed, recipe.batch
-        self.sizes = Sizes.of(recipe)
         sources = [opened(sources, recipe.normalisation) for sources in job.scans()]
         self.extents = [source.extent for source in sources]
+        self.sizes = Sizes.of(recipe, sources[0].scan.info.voxel_size_um)
         stride = max(round(recipe.crop * (1 - recipe.sampling.overlap)), 1)
         axes = ["zyx".index(axis) for axis in recipe.axes]
         self.bricks = [b for k, s in enumerate(sources) for a in axes for b in _bricks(k, s, a, self.sizes, stride)]

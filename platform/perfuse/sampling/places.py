@@ -44,9 +44,9 @@ class Sizes:
     after: int
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Sizes":
-        """The sizes for the widest scale."""
-        scale, network = recipe.sampling.scale, recipe.network
+    def of(cls, recipe: Recipe, voxel_size_um: Spacing) -> "Sizes":
+        """The sizes for the widest scale of crops of a scan with such voxels."""
+        scale, network = recipe.sampling.factors(voxel_size_um), recipe.network
         margin = 0 if scale == (1, 1) else math.ceil(max(scale[1], 1))
         before, after = (
             math.ceil(n * network.plane_stride * scale[1]) + margin

@@ -24,13 +24,14 @@ class RandomOrder:
 
     def __init__(self, job: TrainingJob) -> None:
         self.recipe = job.recipe
-        self.sizes = Sizes.of(job.recipe)
         self.sources = [opened(sources, job.recipe.normalisation) for sources in job.scans()]
+        self.sizes = [Sizes.of(job.recipe, source.scan.info.voxel_size_um) for source in self.sources]
         shares = [s.annotated if job.recipe.sampling.by_coverage else 1.0 for s in self.sources]
         self._shares = np.divide(shares, sum(shares))
         weights = job.recipe.sampling.axis_weights or (1.0,) * len(job.recipe.axes)
         self._axes = np.divide(weights, sum(weights))
-        self._per_brick = max(CROPS_PER_BRICK, -(-job.recipe.batch // bricks_at_once(self.sizes.brick)))
+        at_once = min(bricks_at_once(sizes.brick) for sizes in self.sizes)
+        self._per_brick = max(CROPS_PER_BRICK, -(-job.recipe.batch // at_once))
         self._brick = lru_cache(maxsize=1024)(self._draw)
 
     def place(self, step: int, position: int) -> Place:
@@ -48,23 +49,24 @@ class RandomOrder:
         rng = np.random.default_rng([self.recipe.seed, 1, group, slot])
         number = int(rng.choice(len(self.sources), p=self._shares))
         axis = "zyx".index(self.recipe.axes[rng.choice(len(self._axes), p=self._axes)])
-        source, share = self.sources[number], sampling.foreground_share
+        source, sizes, share = self.sources[number], self.sizes[number], sampling.foreground_share
         over_vessels = (1 + share) / 2 if share else 0.0
         at = source.at_vessel(rng) if rng.random() < over_vessels else None
         foreground = 0.0 if at is None else share / over_vessels
         class_number, point = (0, source.somewhere(rng)) if at is None else at
         if rng.random() < sampling.oblique:
             w, x, y, z = (float(v) for v in _unit(rng.normal(size=4)))
-            return Place(number, axis, _about(point, axis, self.sizes), foreground, (w, x, y, z), class_number)
-        box = around(point, axis, self.sizes.brick, source.extent)
+            return Place(number, axis, _about(point, axis, sizes), foreground, (w, x, y, z), class_number)
+        box = around(point, axis, sizes.brick, source.extent)
         return Place(number, axis, box, foreground, class_number=class_number)
 
     def window(self, step: int, position: int, brick: "PlacedBrick") -> Window:
         """Where in its brick the crop at a position of a step lies."""
         rng = np.random.default_rng([self.recipe.seed, 2, step, position])
-        low, high = np.log(self.recipe.sampling.scale)
+        source, sizes = self.sources[brick.place.source], self.sizes[brick.place.source]
+        low, high = np.log(self.recipe.sampling.factors(source.scan.info.voxel_size_um))
         scale = float(np.exp(rng.uniform(low, high)))
-        room = Room.of(brick.place, self.sources[brick.place.source].extent, self.sizes, scale)
+        room = Room.of(brick.place, source.extent, sizes, scale)
         first, last = room.planes
         vessel = brick.vessel(rng, first, last) if rng.random() < brick.place.foreground else None
         if vessel is None:

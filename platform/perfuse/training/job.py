@@ -14,7 +14,7 @@ from perfuse.finding import find_scans, preferred_label
 from perfuse.geometry import Box, Index3
 from perfuse.models import with_source
 from perfuse.recipes import Recipe
-from perfuse.recipes.checking import check_planes
+from perfuse.recipes.checking import check_pixels, check_planes
 from perfuse.splits import divide, labelled, split_by_donor
 from perfuse.training import checkpoints
 from perfuse.training.initial import pinned
@@ -101,9 +101,10 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
         _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, selects=selects)
     )
     _check_classes(recipe, train=train, validation=validation)
-    shapes = {scan.url: scan.shape_zyx for scan in scans}
+    by_url = {scan.url: scan for scan in scans}
     for source in train:
-        check_planes(recipe, source.specimen, shapes[source.url])
+        check_planes(recipe, source.specimen, by_url[source.url].shape_zyx)
+        check_pixels(recipe, source.specimen, by_url[source.url].info.voxel_size_um)
     recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {
@@ -112,7 +113,9 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
             "validation": [s.model_dump(mode="json", exclude=PLACES) for s in validation],
         }
     )
-    pixels = [s for source in train for axis in recipe.axes for s in _pixels(Scan.open(source.url), axis)]
+    pixels = recipe.sampling.pixel_um or [
+        s for source in train for axis in recipe.axes for s in _pixels(by_url[source.url], axis)
+    ]
     job = TrainingJob(
         recipe=recipe,
         train=train,
@@ -180,8 +183,7 @@ def _by_donor(recipe: Recipe, scans: Sequence[Scan], *, selects: bool) -> tuple[
 
 def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
     """The labelled scans that train, and those parts of the dense ones that validate."""
-    network, scale = recipe.network, recipe.sampling.scale[1]
-    gap = math.ceil((recipe.crop + (network.planes - 1) * network.plane_stride) * scale)
+    reach = recipe.crop + (recipe.network.planes - 1) * recipe.network.plane_stride
     train: list[Source] = []
     validation: list[Source] = []
     for scan in labelled(scans, classes=recipe.classes.values(), train=recipe.train, holdout=recipe.holdout):
@@ -189,6 +191,7 @@ def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], 
         if any(scan.label_info(source.label).kind != "dense" for source in sources):
             train += sources
             continue
+        gap = math.ceil(reach * recipe.sampling.factors(scan.info.voxel_size_um)[1])
         for side, box in zip((train, validation), divide(scan.shape_zyx, recipe.within or 0, gap), strict=True):
             side += [source.model_copy(update={"box": (box.start, box.stop)}) for source in sources]
     if not validation:

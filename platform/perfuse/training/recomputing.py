@@ -26,7 +26,7 @@ def hold_fewer_activations(network: Panels) -> None:
             "again. Build it of modules of several layers, or use a smaller batch with accumulate."
         )
     for part in parts:
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False)  # type: ignore[method-assign]
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
 
 
 @contextmanager

@@ -8,26 +8,36 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.counting import Tally
-from perfuse.metrics import ConfusionCounts
+from perfuse.metrics import ConfusionCounts, SurfaceCounts
 from perfuse.metrics.areas import area
 from perfuse.pictures import png
+from perfuse.scoring import BETA
 
 COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
 SCORES = ("dice", "iou", "precision", "recall")
-NEED_ALL = {"false_positive", "true_negative", "dice", "iou", "precision"}
-"""What sparse truth does not tell."""
+SURFACES = ("surface_area", "shared_surface_area", "surface_dice")
+"""Areas of both masks' surfaces, and of what of them is shared, in squared voxels."""
+TOLD_BY_SPARSE = {"true_positive", "false_negative", "recall"}
+"""What truth tells that does not mark all vessels."""
+F_BETA = f"f{BETA:g}"
 Map = npt.NDArray[np.float64]
 
 
 def per_slice(counts: Tally, *, dense: bool) -> str:
-    """A CSV with a row a slice along z: voxels counted and scores; empty where there is none, or where sparse truth says none."""
+    """A CSV with a row a slice along z: voxels counted and scores; empty where there is none, or where sparse truth says none.
+
+    A slice's surface is that of the cubes between it and the slice before (the last slice has those at the far face, too): a
+    share of the volume's surface, so that areas add up to those of the whole. It is not the outline of the slice.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["z", *COUNTS, *SCORES])
-    for z, plane in enumerate(counts.planes):
-        of_slice = ConfusionCounts.of_planes(plane[None])
+    rows.writerow(["z", *COUNTS, *SCORES, F_BETA, *SURFACES])
+    for z, (plane, layer) in enumerate(zip(counts.planes, counts.layers, strict=True)):
+        of_slice, surface = ConfusionCounts.of_planes(plane[None]), SurfaceCounts(*layer)
         values = {name: getattr(of_slice, name) for name in (*COUNTS, *SCORES)}
-        told = {name: value for name, value in values.items() if (dense or name not in NEED_ALL) and value == value}
+        values[F_BETA] = of_slice.fbeta(BETA)
+        values |= zip(SURFACES, (surface.area, surface.shared_area, surface.surface_dice), strict=True)
+        told = {n: value for n, value in values.items() if (dense or n in TOLD_BY_SPARSE) and value == value}
         rows.writerow([z, *(told.get(name, "") for name in values)])
     return text.getvalue()
 
@@ -40,6 +50,7 @@ def maps(counts: Tally, *, dense: bool) -> dict[str, Map]:
     truth, predicted, truth_shared, predicted_shared = np.moveaxis(counts.surfaces, 2, 0)
     return {
         "Dice": _ratio(2 * hit, 2 * hit + wrong + missed),
+        F_BETA: _ratio((1 + BETA**2) * hit, (1 + BETA**2) * hit + wrong + BETA**2 * missed),
         "surface dice": _ratio(area(truth_shared + predicted_shared), area(truth + predicted)),
     }
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from perfuse.catalog import ORGAN, LabelInfo, Scan
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, blocks
-from perfuse.metrics import ConfusionCounts, SurfaceCounts, plane_counts, surface_counts
+from perfuse.metrics import ConfusionCounts, SurfaceCounts, plane_counts, surface_layers
 from perfuse.metrics.areas import CLASSES
 from perfuse.passes import BLOCK, Arrays, cut, over_cubes
 
@@ -53,10 +53,13 @@ class Tally:
 
     planes: Counts
     """int64[z, 4]: as `plane_counts`."""
+    layers: Counts
+    """int64[z, 4, 14]: the four of `SurfaceCounts`, of the cubes between a slice and the one before it; the last slice has those at
+    the far face, too."""
     columns: Counts
     """int64[y, x, 4]: the same, of the voxels above each other in z."""
     surfaces: Counts
-    """int64[y, x, 4, 14]: the four of `SurfaceCounts`, of the columns' cubes."""
+    """int64[y, x, 4, 14]: as `layers`, of the columns' cubes."""
     width: tuple[int, int]
     """Voxels of a column along y and x; the last may be narrower."""
 
@@ -80,7 +83,7 @@ def tally(
     """
     depth, rows, columns = shape = scan.shape_zyx
     grid = (-(-rows // width[0]), -(-columns // width[1]))
-    planes = np.zeros((depth, 4), np.int64)
+    planes, layers = np.zeros((depth, 4), np.int64), np.zeros((depth, 4, CLASSES), np.int64)
     voxels, surfaces = np.zeros((*grid, 4), np.int64), np.zeros((*grid, 4, CLASSES), np.int64)
 
     def read(box: Box, into: Arrays) -> None:
@@ -96,8 +99,11 @@ def tally(
             at = cell.start[1] // width[0], cell.start[2] // width[1]
             planes[cell.slices[0]] += of_planes
             voxels[at] += of_planes.sum(0)
-            surfaces[at] += of_surface
-    return Tally(planes, voxels, surfaces, width)
+            surfaces[at] += of_surface.sum(0)
+            own, beyond = of_surface[: len(of_planes)], of_surface[len(of_planes) :]
+            layers[cell.slices[0]] += own
+            layers[cell.stop[0] - 1] += beyond.sum(0)
+    return Tally(planes, layers, voxels, surfaces, width)
 
 
 def _cells(box: Box, width: tuple[int, int]) -> Iterator[Box]:
@@ -111,5 +117,4 @@ def _cell(cell: Box, box: Box, arrays: Arrays, shape_zyx: Index3) -> tuple[Box, 
     own = tuple(slice(a + 1, b + 1) for a, b in zip(inside.start, inside.stop, strict=True))
     far = (int(b == n) for b, n in zip(cell.stop, shape_zyx, strict=True))
     around = tuple(slice(s.start - 1, s.stop + extra) for s, extra in zip(own, far, strict=True))
-    surface = surface_counts(*(a[around] for a in arrays))
-    return cell, plane_counts(*(a[own] for a in arrays)), np.stack(list(vars(surface).values()))
+    return cell, plane_counts(*(a[own] for a in arrays)), surface_layers(*(a[around] for a in arrays))

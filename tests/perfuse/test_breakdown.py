@@ -31,6 +31,10 @@ def test_slices_and_columns_are_those_of_the_arrays_and_add_to_the_whole(case):
         whole = confusion_counts(truth[z : z + 1], predicted[z : z + 1])
         assert plane.tolist() == list(vars(whole).values())
     padded = [np.pad(mask, 1) for mask in (truth, predicted)]
+    for z, layer in enumerate(counts.layers):
+        of_cubes = surface_counts(*(mask[z : z + 2 + (z == SHAPE[0] - 1)] for mask in padded))
+        np.testing.assert_array_equal(layer, list(vars(of_cubes).values()))
+    np.testing.assert_array_equal(counts.layers.sum(0), counts.surfaces.sum((0, 1)))
     for y, x in np.ndindex(*counts.columns.shape[:2]):
         rows, columns = (slice(n * w, (n + 1) * w) for n, w in zip((y, x), WIDTH, strict=True))
         of_voxels = confusion_counts(truth[:, rows, columns], predicted[:, rows, columns])
@@ -43,7 +47,8 @@ def test_slices_and_columns_are_those_of_the_arrays_and_add_to_the_whole(case):
     assert counts.surface.surface_dice == surface_counts(*padded).surface_dice
     drawn = breakdown.maps(counts, dense=True)
     assert np.isnan(drawn["Dice"][0, 0])
-    assert drawn["Dice"][1, 1] == confusion_counts(truth[:, 8:16, 12:24], predicted[:, 8:16, 12:24]).dice
+    of_column = confusion_counts(truth[:, 8:16, 12:24], predicted[:, 8:16, 12:24])
+    assert (drawn["Dice"][1, 1], drawn["f0.5"][1, 1]) == (of_column.dice, pytest.approx(of_column.fbeta(0.5)))
     of_cubes = surface_counts(*(mask[:, 8:17, 12:25] for mask in padded))
     assert drawn["surface dice"][1, 1] == of_cubes.surface_dice
 
@@ -59,7 +64,7 @@ def evaluate(scan, folder, *words: str) -> tuple[dict, list[dict[str, str]]]:
 
 def test_the_verb_writes_a_row_a_slice(case, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "BLOCK", (8, 64, 64))
-    scan, truth, _ = case
+    scan, truth, predicted = case[0], case[1], np.asarray(case[0].label("soft")[:]) >= 128
     found, rows = evaluate(scan, tmp_path)
     assert [int(row["z"]) for row in rows] == list(range(SHAPE[0]))
     positive = [int(row["true_positive"]) + int(row["false_negative"]) for row in rows]
@@ -67,6 +72,13 @@ def test_the_verb_writes_a_row_a_slice(case, tmp_path, monkeypatch):
     hit, wrong, missed = (
         sum(int(row[n]) for row in rows) for n in ("true_positive", "false_positive", "false_negative")
     )
+    areas = [sum(float(row[name]) for row in rows) for name in ("shared_surface_area", "surface_area")]
+    assert found["surface_dice"] == pytest.approx(areas[0] / areas[1], rel=1e-12)
+    assert {
+        float(row["surface_dice"]) == float(row["shared_surface_area"]) / float(row["surface_area"]) for row in rows
+    } == {True}
+    of_slice = confusion_counts(truth[9:10], predicted[9:10])
+    assert (float(rows[9]["f0.5"]), float(rows[9]["dice"])) == (of_slice.fbeta(0.5), of_slice.dice)
     assert found["dice"] == 2 * hit / (2 * hit + wrong + missed)
 
 
@@ -74,6 +86,11 @@ def test_sparse_truth_tells_recall_alone(tmp_path, make_scan, tubes):
     image, mask = tubes(2, SHAPE)
     scan = make_scan(tmp_path, "s", image, {"human": mask, "soft": mask}, kind="sparse", coverage=0.5)
     _, rows = evaluate(scan, tmp_path)
-    assert {row["dice"] for row in rows} == {row["false_positive"] for row in rows} == {""}
+    assert (
+        {row["dice"] for row in rows}
+        == {row["false_positive"] for row in rows}
+        == {row["surface_area"] for row in rows}
+        == {""}
+    )
     assert {row["recall"] for row in rows} <= {"1.0", ""}
     assert list(breakdown.maps(scoring.count(scan, "soft", "human", 128), dense=False)) == ["recall"]

@@ -5,7 +5,7 @@ from perfuse.metrics.curve import Curve, CurveCounts, Plateau, curve_counts
 from perfuse.metrics.euler import euler_eighths
 from perfuse.metrics.otsu import otsu_threshold, otsu_upper_of_three
 from perfuse.metrics.overlap import ConfusionCounts, confusion_counts, plane_counts
-from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts
+from perfuse.metrics.surface import SurfaceCounts, read_cubes, surface_counts, surface_layers
 from perfuse.metrics.tolerance import NearCounts, near_counts
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "plane_counts",
     "read_cubes",
     "surface_counts",
+    "surface_layers",
 ]

@@ -50,6 +50,16 @@ class SurfaceCounts:
         return float(area(self.truth))
 
     @property
+    def area(self) -> float:
+        """Area of both surfaces, in squared voxels."""
+        return float(area(self.truth + self.predicted))
+
+    @property
+    def shared_area(self) -> float:
+        """Area of both surfaces where they share their cubes."""
+        return float(area(self.truth_shared + self.predicted_shared))
+
+    @property
     def undefined(self) -> bool:
         """True when neither mask has a surface, so that there is nothing to score."""
         return not (self.truth.any() or self.predicted.any())
@@ -59,7 +69,7 @@ class SurfaceCounts:
         """Shared area of both surfaces over their whole area; NaN when `undefined`."""
         if self.undefined:
             return float("nan")
-        return float(area(self.truth_shared + self.predicted_shared) / area(self.truth + self.predicted))
+        return self.shared_area / self.area
 
 
 def surface_counts(
@@ -71,34 +81,38 @@ def surface_counts(
     a voxel that is not known does not count. Raises ShapeMismatchError when the shapes differ, TypeError for other dtypes.
     After Nikolov et al. 2018, "Deep learning to achieve clinically applicable segmentation of head and neck anatomy".
     """
+    return SurfaceCounts(*surface_layers(truth, predicted, known).sum(0))
+
+
+def surface_layers(
+    truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_] | None = None
+) -> Counts:
+    """The same, layer by layer of cubes along z: int64[z, 4, 14], the four of `SurfaceCounts` in their order."""
     check_shapes(truth, predicted, known)
     mask = np.ones(truth.shape, np.bool_) if known is None else known
     pairs = _count(mask_bytes(truth), mask_bytes(predicted), mask_bytes(mask), CODE_CLASS)
-    shared = pairs[1:, 1:]
-    return SurfaceCounts(
-        *(_with_none(counts) for counts in (pairs.sum(1)[1:], pairs.sum(0)[1:], shared.sum(1), shared.sum(0)))
-    )
-
-
-def _with_none(counts: Counts) -> Counts:
-    """Counts of the classes from 1 on, with 0 of the class that is no surface."""
-    return np.concatenate([np.zeros(1, np.int64), counts])
+    shared = pairs[:, 1:, 1:]
+    counts = np.zeros((len(pairs), 4, CLASSES), np.int64)
+    for number, of_class in enumerate((pairs.sum(2)[:, 1:], pairs.sum(1)[:, 1:], shared.sum(2), shared.sum(1))):
+        counts[:, number, 1:] = of_class
+    return counts
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
-    """Cubes by class in truth and prediction, int64[14, 14], of those that are surface in either.
+    """Cubes by layer and by class in truth and prediction, int64[z, 14, 14], of those that are surface in either.
 
     A row of cubes at a time, in loops over bytes that the compiler makes wide: codes, then which cubes are surface. Eight that
     are none are passed over at once. The order of bits in a code is another than in `areas`; a class has no directions.
     """
     depth, rows, width = truth.shape
-    pairs = np.zeros((CLASSES, CLASSES), np.int64)
+    pairs = np.zeros((depth - 1, CLASSES, CLASSES), np.int64)
     column = np.empty(width, np.uint8)
     a, b, k = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width, np.uint8)
     surface = np.zeros((width + 7) // 8 * 8, np.uint8)
     eights = surface.view(np.uint64)
     for z in range(depth - 1):
+        of_layer = pairs[z]
         for y in range(rows - 1):
             cube_codes(truth, z, y, column, a)
             cube_codes(predicted, z, y, column, b)
@@ -109,7 +123,7 @@ def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
                 if eights[n]:
                     for x in range(8 * n, min(8 * n + 8, width - 1)):
                         if surface[x]:
-                            pairs[code_class[a[x]], code_class[b[x]]] += 1
+                            of_layer[code_class[a[x]], code_class[b[x]]] += 1
     return pairs
 
 

@@ -1,5 +1,8 @@
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from perfuse.catalog import Scan
 from perfuse.cli import build
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, blocks
+from perfuse.labels import LabelWriter
 from perfuse.postprocessing import BACKGROUND, Cleaning, _cleaned, postprocess
 from perfuse.topology import topology
 from perfuse.validity import LabelBox
@@ -157,6 +161,40 @@ def test_the_verb_takes_all_that_a_cleaning_says(scan, values):
         build(), ["postprocess", scan.url, "--labels", "soft", "--output", "all", *words], catch_exceptions=False
     )
     np.testing.assert_array_equal(Scan.open(scan.url).label("all")[:], whole(values, wanted) * 255)
+
+
+KILLED = """
+import os, signal, sys
+from perfuse.labels import LabelWriter
+from perfuse.postprocessing import Cleaning, postprocess
+
+write, begun = LabelWriter.write, []
+
+def counted(self, task, block):
+    begun.append(task)
+    if len(begun) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, task, block)
+
+LabelWriter.write = counted
+postprocess(sys.argv[1], "soft", "killed", Cleaning.model_validate_json(sys.argv[2]))
+"""
+
+
+def test_killed_it_goes_on_with_what_is_missing(scan, values, monkeypatch):
+    cleaning = Cleaning(threshold=0.6, min_voxels=20, fill_holes=True)
+    words = [sys.executable, "-c", KILLED, scan.url, cleaning.model_dump_json()]
+    assert subprocess.run(words, capture_output=True).returncode == -signal.SIGKILL
+    assert "killed" not in Scan.open(scan.url).labels()
+    done = np.asarray(Scan.open(scan.url).group["perfuse/labels/killed"][:]).any(1)
+    missing = np.flatnonzero(~done).tolist()
+    assert 0 < len(missing) < len(done)
+    written, write = [], LabelWriter.write
+    monkeypatch.setattr(LabelWriter, "write", lambda *given: (written.append(given[1]), write(*given)))
+    info = postprocess(scan.url, "soft", "killed", cleaning)
+    assert sorted(written) == missing
+    np.testing.assert_array_equal(Scan.open(scan.url).label("killed")[:], whole(values, cleaning) * 255)
+    assert postprocess(scan.url, "soft", "unharmed", cleaning).digest == info.digest
 
 
 class Stored:

@@ -130,17 +130,19 @@ def test_a_picture_is_the_maximum_along_each_axis(scan, values, tmp_path):
     picture = np.asarray(Image.open(export(scan, "soft", str(tmp_path / "vessels.png"), 0.6)))
     seen = np.where(values >= 153, values, 0)
     depth, height, width = 375, 50, 56
-    assert picture.shape == (height + 1 + depth, width + 1 + depth)
+    assert picture.shape == (depth, width + 1 + width + 1 + height)
 
     def wide(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
         at = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((rows, columns), plane.shape, strict=True))
         return plane[np.ix_(*at)]
 
-    np.testing.assert_array_equal(picture[:height, :width], wide(seen.max(0), height, width))
-    np.testing.assert_array_equal(picture[height + 1 :, :width], wide(seen.max(1), depth, width))
-    np.testing.assert_array_equal(picture[:height, width + 1 :], wide(seen.max(2).T, height, depth))
-    assert not picture[height].any()
-    assert not picture[height:, width:].any()
+    along_z, along_y, along_x = np.split(picture, [width, 2 * width + 1], axis=1)
+    np.testing.assert_array_equal(along_z[:height], wide(seen.max(0), height, width))
+    np.testing.assert_array_equal(along_y[:, 1:], wide(seen.max(1), depth, width))
+    np.testing.assert_array_equal(along_x[:, 1:], wide(seen.max(2), depth, height))
+    assert not along_z[height:].any()
+    assert not along_y[:, 0].any()
+    assert not along_x[:, 0].any()
     assert len(np.unique(picture)) > 50, "values, not a mask"
 
 

@@ -18,9 +18,9 @@ PIXELS = 512
 def write_projections(slabs: Slabs, out: Path) -> None:
     """PNG, 8 bits grey, of the maximum intensity projections along z, y and x: the highest value that stands behind each pixel.
 
-    Along z in the top left, y below it, x on its right with z to the right, so that what is one axis for two of them is as long in
-    both; a black line between. A pixel is a voxel, or where these are no cubes as wide as their shortest edge. Values are the
-    label's, p = value / 255, 0 below the threshold.
+    Side by side, along z (rows y, columns x), along y (z, x) and along x (z, y), from the top, a black line between. A pixel is a
+    voxel, or where these are no cubes as wide as their shortest edge. Values are the label's, p = value / 255, 0 below the
+    threshold.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -36,10 +36,11 @@ def write_projections(slabs: Slabs, out: Path) -> None:
     z, y, x = (
         (2 * np.arange(n) + 1) * voxels // (2 * n) for n, voxels in zip((depth, height, width), shape, strict=True)
     )
-    picture = np.zeros((height + 1 + depth, width + 1 + depth), np.uint8)
-    picture[:height, :width] = along[0][np.ix_(y, x)]
-    picture[height + 1 :, :width] = along[1][np.ix_(z, x)]
-    picture[:height, width + 1 :] = along[2].T[np.ix_(y, z)]
+    picture = np.zeros((max(height, depth), width + 1 + width + 1 + height), np.uint8)
+    left = 0
+    for plane, rows, columns in zip(along, (y, z, z), (x, x, y), strict=True):
+        picture[: len(rows), left : left + len(columns)] = plane[np.ix_(rows, columns)]
+        left += len(columns) + 1
     about = PngInfo()
     about.add_text(
         "Title", f"{slabs.label} in {slabs.scan.info.specimen}: largest along z, y, x; pixels of {um.min():g} µm"

@@ -44,7 +44,8 @@ def unknown_key(key: str) -> str:
     listed = f"There are: {', '.join(_numbered(k, key) for k in beside)}."
     if section == asked:
         return f"{key!r} holds several values. {listed}"
-    near = get_close_matches(asked, there, n=1)
+    elsewhere = [k for k in there if k.endswith(f".{asked}")]
+    near = elsewhere or get_close_matches(asked, there, n=1)
     hint = f" Did you mean {_numbered(near[0], key)}?" if near else ""
     return f"Unknown key {key!r}.{hint} {listed}"
 

@@ -1,7 +1,9 @@
 """A grid: each crop once an epoch, in an order of its own, from bricks that are read for many."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from perfuse import organ_statistics
-from perfuse.geometry import move_axis
+from perfuse.geometry import Box, move_axis
 from perfuse.recipes import Sampling, load_recipe
-from perfuse.sampling import Cutter
+from perfuse.sampling import Cutter, grid_order
 from perfuse.sampling.grid_order import GridOrder
+from perfuse.sampling.places import Sizes
+from perfuse.sampling.sources import Opened
 from perfuse.training import TrainingJob, plan_job
 
 SHAPE = (40, 72, 90)
@@ -97,22 +101,40 @@ def test_crops_outside_the_organ_are_left_out(tmp_path: Path, make_scan: Any) ->
     order = GridOrder(planned(tmp_path, "axes=y"))
     found = [seen(order, k) for k in range(order.length)]
     assert {crop[3:] for crop in found} == {(z, x) for z in (64, 96, 98) for x in (64, 96, 98)}, "from 64 on: chunk 1"
-    assert {plane for _, _, plane, _, _ in found} == set(range(126)), (
-        "the last brick's planes lie in chunks without organ"
-    )
+    assert {plane for _, _, plane, _, _ in found} == set(range(64)), "chunk 0"
+    assert len(found) == len(set(found)) == 9 * 64
+
+
+@given(
+    held=st.lists(st.tuples(*(st.integers(0, 3) for _ in range(3))), min_size=1, max_size=12),
+    corners=st.tuples(*(st.lists(st.integers(0, 200), min_size=2, max_size=2, unique=True) for _ in range(3))),
+    axis=st.integers(0, 2),
+)
+def test_planes_that_meet_labelled_organ(held, corners, axis) -> None:
+    """Against a volume of chunks, voxel by voxel."""
+    volume = np.zeros((4, 4, 4), np.bool_)
+    volume[tuple(np.transpose(held))] = True
+    scan = SimpleNamespace(shape_zyx=(200, 201, 256), image=SimpleNamespace(chunks=(64, 64, 64)))
+    source = Opened((), scan, Box.whole(scan.shape_zyx), 0, 1)  # type: ignore[arg-type]
+    vars(source)["_chunks"] = (np.argwhere(volume), None, None)
+    box = Box(*zip(*map(sorted, corners), strict=True))
+    inside = volume.repeat(64, 0).repeat(64, 1).repeat(64, 2)[box.slices]
+    planes = inside.any(tuple(a for a in range(3) if a != axis))
+    found = source.held_along(axis, box)
+    assert [n for a, b in found for n in range(a, b)] == np.flatnonzero(planes).tolist()
+    assert all(b < c for (_, b), (c, _) in pairwise(found)), "runs do not touch"
 
 
 def test_half_a_million_panels_take_the_memory_of_their_bricks() -> None:
     """The 13th place's two kidneys: planning enumerates bricks only."""
-    from perfuse.sampling import grid_order
-
-    counts = []
+    sizes = Sizes.of(load_recipe("sennet_13th"), (50, 50, 50))
+    stride = round(sizes.crop * 0.6)
+    bricks = []
     for shape in ((2279, 1303, 912), (501, 1706, 1510)):
-        for axis in range(3):
-            height, width = (n for a, n in enumerate(shape) if a != axis)
-            rows, columns = (grid_order._groups(n, 256, round(256 * 0.6)) for n in (height, width))
-            counts.append((shape[axis] * sum(map(len, rows)) * sum(map(len, columns)), len(rows) * len(columns)))
-    assert sum(crops for crops, _ in counts) == pytest.approx(490_000, rel=0.05)
+        source: Any = SimpleNamespace(extent=Box.whole(shape), held_along=lambda axis, box: [(0, box.shape[axis])])
+        bricks += [brick for axis in range(3) for brick in grid_order._bricks(0, source, axis, sizes, stride)]
+    assert sum(brick.count for brick in bricks) == pytest.approx(490_000, rel=0.05)
+    assert len(bricks) < 1_500
 
 
 def test_what_a_grid_cannot_do_is_refused() -> None:

@@ -6,6 +6,7 @@ Memory follows the bricks, a few thousand for an organ, not the crops. Which cro
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,36 +92,45 @@ class GridBrick:
     """A brick and the crops of the grid that are cut of it."""
 
     place: Place
-    planes: range
-    """Middle planes of its panels, rows and columns of its corners: in the brick."""
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
+    crops: tuple[tuple[int, int, range], ...]
+    """Row and column of a corner, and middle planes of the panels that are cut there: in the brick."""
 
     @property
     def count(self) -> int:
         """Crops."""
-        return len(self.planes) * len(self.rows) * len(self.columns)
+        return sum(len(planes) for _, _, planes in self.crops)
 
     def window(self, number: int) -> Window:
         """One of its crops."""
-        plane, row, column = np.unravel_index(number, (len(self.planes), len(self.rows), len(self.columns)))
-        return Window(self.planes[int(plane)], self.rows[row], self.columns[column])
+        for row, column, planes in self.crops:
+            if number < len(planes):
+                return Window(planes[number], row, column)
+            number -= len(planes)
+        raise IndexError(number)
 
 
 def _bricks(number: int, source: Opened, axis: int, sizes: Sizes, stride: int) -> list[GridBrick]:
-    """The bricks of a scan along an axis, where any labelled organ is; each plane is once the middle plane of every crop."""
+    """The bricks of a scan along an axis. Each plane is once the middle plane of every crop that meets labelled organ, chunk by chunk."""
     depth, height, width = move_axis(source.extent.shape, axis)
     found = []
     for first, stop in runs(depth, max(PLANES - sizes.before - sizes.after, 1)):
-        planes = (max(first - sizes.before, 0), min(stop + sizes.after, depth))
+        above, below = max(first - sizes.before, 0), min(stop + sizes.after, depth)
         for rows in _groups(height, sizes.crop, stride):
             for columns in _groups(width, sizes.crop, stride):
-                spans = (_span(rows, sizes.crop, height), _span(columns, sizes.crop, width))
-                box = along_axis(axis, planes, *spans).shifted(source.extent.start)
-                if source.holds(box):
-                    inside = [tuple(at - starts[0] for at in starts) for starts in (rows, columns)]
-                    middle = range(first - planes[0], stop - planes[0])
-                    found.append(GridBrick(Place(number, axis, box), middle, *inside))
+                spans = _span(rows, sizes.crop, height), _span(columns, sizes.crop, width)
+                crops = []
+                for row, column in product(rows, columns):
+                    ends = min(row + sizes.crop, height), min(column + sizes.crop, width)
+                    box = along_axis(axis, (first, stop), (row, ends[0]), (column, ends[1])).shifted(
+                        source.extent.start
+                    )
+                    crops += [
+                        (row - rows[0], column - columns[0], range(first + a - above, first + b - above))
+                        for a, b in source.held_along(axis, box)
+                    ]
+                if crops:
+                    box = along_axis(axis, (above, below), *spans).shifted(source.extent.start)
+                    found.append(GridBrick(Place(number, axis, box), tuple(crops)))
     return found
 
 

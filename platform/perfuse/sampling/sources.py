@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -139,12 +140,31 @@ class Opened:
         common = np.minimum(starts + size, box.stop[axis]) - np.maximum(starts, box.start[axis])
         return np.asarray(np.maximum(common, 0), np.float64)
 
-    def holds(self, box: Box) -> bool:
-        """True when a chunk that holds labelled organ meets a box."""
+    @cached_property
+    def _before(self) -> npt.NDArray[np.int64]:
+        """Chunks that hold labelled organ, of those before each along all three axes."""
+        shape = [-(-n // c) for n, c in zip(self.scan.shape_zyx, self.scan.image.chunks, strict=True)]
+        table = np.zeros([n + 1 for n in shape], np.int64)
+        table[tuple((self._chunks[0] + 1).T)] = 1
+        for axis in range(3):
+            np.cumsum(table, axis=axis, out=table)
+        return table
+
+    def held_along(self, axis: int, box: Box) -> list[tuple[int, int]]:
+        """The runs of planes along an axis, counted from a box's first one, where a chunk that holds labelled organ meets the box."""
         size = self.scan.image.chunks
-        first = np.floor_divide(box.start, size)
-        last = np.floor_divide(np.subtract(box.stop, 1), size)
-        return bool(((self._chunks[0] >= first) & (self._chunks[0] <= last)).all(1).any())
+        first, last = np.floor_divide(box.start, size), np.floor_divide(np.subtract(box.stop, 1), size)
+        ends = [(int(a), int(b) + 1) for a, b in zip(first, last, strict=True)]
+        so_far = np.zeros(last[axis] - first[axis] + 2, np.int64)
+        for corner in product((0, 1), repeat=2):
+            at: list[int | slice] = [
+                ends[a][k] for a, k in zip((a for a in range(3) if a != axis), corner, strict=True)
+            ]
+            at.insert(axis, slice(first[axis], last[axis] + 2))
+            so_far += (-1) ** sum(corner) * self._before[tuple(at)]
+        held = np.flatnonzero(np.diff(np.diff(so_far) > 0, prepend=False, append=False))
+        planes = (np.add(held, first[axis]) * size[axis] - box.start[axis]).clip(0, box.stop[axis] - box.start[axis])
+        return [(int(a), int(b)) for a, b in planes.reshape(-1, 2)]
 
     def somewhere(self, rng: np.random.Generator) -> Point:
         """A point, in voxels: in a chunk that holds labelled organ, the likelier the more; seldom in one of background."""

@@ -52,18 +52,13 @@ def alone(worker: Worker, row: Row) -> str | None:
 
     Raises what would befall every slab; ServerError where the store stays away.
     """
-    pauses, outage = iter(PAUSES), iter(OUTAGE)
+    pauses = iter(PAUSES)
     while True:
         try:
-            for _ in worker.run([row]):
-                pass
+            patiently(lambda: list(worker.run([row])))
             return None
-        except (ContractError, PlanError):
+        except (ContractError, PlanError, ServerError):
             raise
-        except ServerError:
-            pause = next(outage, None)
-            if pause is None:
-                raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise

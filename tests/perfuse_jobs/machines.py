@@ -1,4 +1,4 @@
-"""A training on two Ray nodes, to which everything happens that can: python machines.py JOB.json.
+"""A training on two Ray nodes, to which everything happens that can: python machines.py JOB.json, whose folder may be on s3://.
 
 Prints a JSON list, in order: of each start of the ranks how many there are and the first step that they take, of each event a step
 that must not be lost: the last that was reported, or, where nobody was told before, the last that was saved. A process of its
@@ -33,13 +33,12 @@ NODE = {"num_cpus": 3, "object_store_memory": 100_000_000, "node_ip_address": "1
 class Machines:
     """The nodes, the ranks' processes, and what has happened."""
 
-    def __init__(self, job: TrainingJob) -> None:
-        self.job, self.told, self.step = job, list[dict[str, Any]](), 0
+    def __init__(self, job: TrainingJob, notes: Path) -> None:
+        self.job, self.notes, self.told, self.step = job, notes, list[dict[str, Any]](), 0
         self.cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         self.second = self.cluster.add_node(**NODE)
         ray.init(self.cluster.address, logging_level="error", log_to_driver=False)
-        self.notes = Path(job.folder) / "pids"
-        self.notes.mkdir(parents=True)
+        self.notes.mkdir()
         self.run_rank = self._noting(ranks.run_rank, str(self.notes))
 
     @staticmethod
@@ -112,10 +111,10 @@ class Machines:
         self.told.append({"event": event, "step": step})
 
 
-def main(job: TrainingJob) -> None:
+def main(job: TrainingJob, notes: Path) -> None:
     """Train until the driver is terminated, with a checkpoint only where something happens; then on, with many."""
     distributed.TASK_CPUS = WORKER_CPUS
-    machines = Machines(job)
+    machines = Machines(job, notes)
     ranks.run_rank = machines.run_rank
     try:
         machines.train(job, machines.terminate_a_rank, machines.terminate_the_driver)
@@ -129,4 +128,5 @@ def main(job: TrainingJob) -> None:
 
 
 if __name__ == "__main__":
-    main(TrainingJob.model_validate_json(Path(sys.argv[1]).read_text()))
+    described = Path(sys.argv[1])
+    main(TrainingJob.model_validate_json(described.read_text()), described.with_name("pids"))

@@ -18,9 +18,10 @@ from perfuse_jobs.workers import Workers
 SCRIPT = Path(__file__).with_name("machines.py")
 
 
-def test_a_training_goes_on_through_all_that_can_happen(tiny: Recipe, scans: Path, tmp_path: Path) -> None:
+def test_a_training_goes_on_through_all_that_can_happen(tiny: Recipe, scans: Path, tmp_path: Path, s3_url: str) -> None:
+    """Its checkpoints are on a real S3."""
     recipe = tiny.model_copy(update={"steps": 200, "validate_every": 200, "checkpoint_every": 200})
-    job = plan_job(recipe, str(scans), str(tmp_path / "runs"))
+    job = plan_job(recipe, str(scans), f"{s3_url}/runs")
     (tmp_path / "job.json").write_text(job.model_dump_json())
     env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nodes may be on the loopback
     words = [sys.executable, str(SCRIPT), str(tmp_path / "job.json")]

@@ -22,6 +22,8 @@ from perfuse.geometry import Box
 from perfuse.registry import load_bundle, scores_of
 from perfuse.scoring import tune
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGES = [
     *("dense", "dense-test", "labels-1", "round-1", "round-1-test"),
     *("all-without-a", "all-without-c", "all", "all-test"),

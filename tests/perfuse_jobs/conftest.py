@@ -69,9 +69,10 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_lower_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's workers are as urgent as what else runs on the machine; by default they wait for all of it."""
+def _on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers are as urgent as what else runs on the machine (by default they wait for all of it); nodes may start slowly."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "200")
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ masks = st.builds(
 cuts = st.tuples(*[st.integers(1, 6)] * 3)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(masks, cuts)
 @example(RING > 0, (2, 2, 2))
 @example(SHELL > 0, (2, 3, 2))

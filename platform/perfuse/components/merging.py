@@ -143,7 +143,7 @@ def find_components(blocks: Iterable[Block], connectivity: Connectivity = 26, ru
 class Gathering:
     """What is known of the blocks so far: unites the components of those that tile a volume, and chooses by the rule.
 
-    Held are a number, size, first voxel and mark of each component that reaches the shell of its block, and the shells
+    Held are a number, size, first voxel and mark of each component that reaches the shell of its block, and the faces
     that later blocks may touch: memory grows with the foreground of a cross-section and of block borders, not of the volume.
     listed: how many of the largest components are named in the end, where the rule does not say how many stay.
     """
@@ -155,7 +155,9 @@ class Gathering:
         self.open = 0
         self.parts: list[tuple[Ints, Ints, Mask]] = []
         self.pairs: list[tuple[Ints, Ints]] = []
-        self.shells: list[tuple[Box, Ints, Ints]] = []
+        self.layer = 0
+        self.shells: list[Shell] = []
+        """The far faces of this layer's blocks, and where the layer before touches this one."""
         self.closed: list[tuple[int, int]] = []
         """Size and negated first voxel of the largest, as many as are asked for."""
         self.listed = listed if rule.largest is None else rule.largest
@@ -167,10 +169,13 @@ class Gathering:
         self.first[block.box.start] = self.open
         self.parts.append((block.size[reaching], block.origin[reaching], block.marked[reaching]))
         owner = self.open + np.searchsorted(reaching, block.owner)
-        self.shells = [s for s in self.shells if s[0].stop[0] >= block.box.start[0]]
+        if block.box.start[0] != self.layer:
+            self.layer = block.box.start[0]
+            self.shells = [_where(s, s[1][:, 0] == self.layer - 1) for s in self.shells if s[0].stop[0] == self.layer]
         for box, voxels, theirs in self.shells:
             self.pairs += self._touching(block.box, block.shell, owner, box, voxels, theirs)
-        self.shells.append((block.box, block.shell, owner))
+        far = (block.shell == np.array(block.box.stop) - 1).any(1)
+        self.shells.append(_where((block.box, block.shell, owner), far))
         self.open += len(reaching)
         inside = np.setdiff1d(
             np.flatnonzero(_allowed(self.rule, block.size, block.marked)), reaching, assume_unique=True
@@ -243,6 +248,15 @@ class Gathering:
 
     def _columns(self) -> list[list[npt.NDArray[np.generic]]]:
         return [[part[n] for part in self.parts] for n in range(3)]
+
+
+Shell = tuple[Box, Ints, Ints]
+"""A block, voxels of its faces, and their components."""
+
+
+def _where(shell: Shell, chosen: Mask) -> Shell:
+    box, voxels, owner = shell
+    return box, voxels[chosen], owner[chosen]
 
 
 _FAR: dict[Connectivity, int] = {6: 1, 18: 2, 26: 3}

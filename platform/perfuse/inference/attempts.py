@@ -55,7 +55,7 @@ def alone(worker: Worker, row: Row) -> str | None:
     pauses = iter(PAUSES)
     while True:
         try:
-            patiently(lambda: list(worker.run([row])))
+            patiently(worker.prediction.scan_url, lambda: list(worker.run([row])))
             return None
         except (ContractError, PlanError, ServerError):
             raise
@@ -68,32 +68,36 @@ def alone(worker: Worker, row: Row) -> str | None:
         time.sleep(pause)
 
 
-def patiently(work: Callable[[], Result]) -> Result:
-    """What `work` answers, asked again where a store does not answer; ServerError when it stays away."""
-    for pause in OUTAGE:
+def patiently(url: str, work: Callable[[], Result]) -> Result:
+    """What `work` answers, asked again where the store of a URL does not answer; ServerError when it stays away."""
+    pauses = iter(OUTAGE)
+    while True:
         try:
-            return work()
+            with storage.reaching(url):
+                return work()
         except ServerError as error:
+            pause = next(pauses, None)
+            if pause is None:
+                raise
             say(f"tried again in {pause:.0f} s: {error}")
-            time.sleep(pause)
-    return work()
+        time.sleep(pause)
 
 
 def counted(prediction: Prediction, worker: Worker, row: Row) -> str | None:
     """As `alone`, for a process that may die of a slab: what `TRIES` processes have begun and none has ended is left out."""
     url = _count_url(prediction, row)
-    begun = patiently(lambda: int(storage.read_bytes(url)) if storage.exists(url) else 0)
+    begun = patiently(url, lambda: int(storage.read_bytes(url)) if storage.exists(url) else 0)
     if begun >= TRIES:
         return f"{TRIES} processes died of it"
-    patiently(lambda: storage.write_bytes(url, str(begun + 1).encode()))
+    patiently(url, lambda: storage.write_bytes(url, str(begun + 1).encode()))
     reason = alone(worker, row)
-    patiently(lambda: storage.remove_file(url))
+    patiently(url, lambda: storage.remove_file(url))
     return reason
 
 
 def fuse(prediction: Prediction, row: Row) -> None:
     """`Prediction.run_fuse`, patiently."""
-    patiently(partial(prediction.run_fuse, row))
+    patiently(prediction.scan_url, partial(prediction.run_fuse, row))
 
 
 def forget(prediction: Prediction) -> None:

@@ -20,7 +20,7 @@ def fill(prediction: Prediction, model: Model) -> None:
     import torch
 
     worker = Worker(prediction, model, torch.get_num_threads())
-    rows = attempts.patiently(prediction.slabs_to_do)
+    rows = attempts.patiently(prediction.scan_url, prediction.slabs_to_do)
     with progress(f"predict {prediction.output}, slabs", len(rows)) as advance:
         for _ in attempts.all_of(worker, rows):
             advance()
@@ -28,7 +28,7 @@ def fill(prediction: Prediction, model: Model) -> None:
 
 def fuse(prediction: Prediction) -> None:
     """Make probabilities of the members' logits, where they are not made yet."""
-    rows = attempts.patiently(prediction.shards_to_do)
+    rows = attempts.patiently(prediction.scan_url, prediction.shards_to_do)
     with progress(f"fuse {prediction.output}, shards", len(rows)) as advance:
         for _ in in_order(partial(attempts.fuse, prediction), rows):
             advance()
@@ -66,4 +66,4 @@ def predict(
         with prediction.held():
             runner.fill(prediction, model)
             runner.fuse(prediction)
-            return attempts.patiently(lambda: prediction.finish(model, keep_scratch=keep_scratch))
+            return attempts.patiently(scan_url, lambda: prediction.finish(model, keep_scratch=keep_scratch))

@@ -118,9 +118,10 @@ def predict(
     model = model if preview is None else previewed(model, scan, preview)
     box = None if roi is None else box_of(roi, scan)
     if plan:
-        from perfuse.inference.estimate import estimate
+        from perfuse_jobs.predict import planned
 
-        return _show_plan(estimate(scan, model, box), as_json=as_json)
+        check_local(local, workers)
+        return _show_plan(planned(scan, model, output, box, workers), workers, as_json=as_json)
     infos = _predict(local, workers)(scan_url, model, output, roi=box, keep_scratch=keep_scratch)
     return _show_labels(scan_url, infos, as_json=as_json)
 
@@ -243,7 +244,7 @@ def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
         results.print(line, soft_wrap=True, markup=False)
 
 
-def _show_plan(plan: "Estimate", *, as_json: bool) -> dict[str, Any]:
+def _show_plan(plan: "Estimate", workers: Workers, *, as_json: bool) -> dict[str, Any]:
     from datetime import timedelta
 
     from rich.filesize import decimal
@@ -254,12 +255,15 @@ def _show_plan(plan: "Estimate", *, as_json: bool) -> dict[str, Any]:
     if as_json:
         print_json(values)
         return values
-    for name in ("slabs", "tiles", "skipped", "shards", "input_bytes", "scratch_bytes", "output_bytes", "peak_bytes"):
+    for name in ("slabs", "tiles", "skipped", "shards", "input_bytes", "scratch_bytes", "output_bytes"):
         shown = decimal(values[name]) if name.endswith("_bytes") else f"{values[name]:,}"
         results.print(f"{name.removesuffix('_bytes'):<10}{shown:>12}")
-    whole = timedelta(seconds=max(1, round(plan.network_seconds)))
+    left = timedelta(seconds=max(1, round(plan.network_seconds)) if plan.slabs_left else 0)
+    by = "one process" if workers.most == 1 else f"{workers} processes"
     lines = [
-        f"time      {whole} on one {plan.device} as this one is just now, by {', '.join(plan.backends)}",
+        f"memory    {decimal(plan.peak_bytes)} of each process besides the network, in slabs of {plan.slab_planes} planes",
+        f"time      {left} for the {plan.slabs_left:,} slabs that are left, by {by} on a {plan.device} like this one, now",
+        f"backends  {', '.join(plan.backends)}",
         f"numerics  probabilities within {plan.largest_difference:.2g} of float32, {plan.swapped:.3%} of voxels change sides",
     ]
     for line in lines:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,18 @@ import numpy as np
 
 from perfuse import storage
 from perfuse.bundle import FILES, Bundle, Ensemble, Model
+from perfuse.catalog import Scan
 from perfuse.console import progress
 from perfuse.geometry import Box
 from perfuse.inference import Runner, attempts, predict
+from perfuse.inference.engine import MOST_STREAMS
+from perfuse.inference.estimate import Estimate, estimate
 from perfuse.inference.members import Member
 from perfuse.inference.prediction import Prediction, Worker
-from perfuse.inference.preparing import prepare
+from perfuse.inference.preparing import at_hand, prepare
 from perfuse.models import best_device
 from perfuse.pseudolabels import Predict
-from perfuse_jobs.session import TASK_CPUS, connect, needs_ray, nodes, quieten, refusals
+from perfuse_jobs.session import TASK_CPUS, connect, needs_ray, nodes, on_cluster, quieten, refusals
 from perfuse_jobs.workers import Workers
 
 if TYPE_CHECKING:
@@ -52,17 +56,50 @@ def _prepare(scan_url: str, model: Model, output: str, *, roi: Box | None = None
     connect(workers.most)
     import ray
 
+    memory = Share.of(workers, nodes()).memory_bytes
     if best_device() == "cuda" or not ray.cluster_resources().get("GPU"):
-        return prepare(scan_url, model, output, roi=roi)
+        return prepare(scan_url, model, output, roi=roi, memory_bytes=memory)
     with refusals():
         task = ray.remote(num_gpus=1, num_cpus=0)(prepare)
-        made: Prediction = ray.get(task.remote(scan_url, model, output, roi=roi))
+        made: Prediction = ray.get(task.remote(scan_url, model, output, roi=roi, memory_bytes=memory))
     return made
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each process has of its machine."""
+
+    neighbours: int
+    """As many as share the machine, itself among them."""
+    memory_bytes: int
+    """That it may use besides the network."""
+
+    @classmethod
+    def of(cls, workers: Workers, nodes: list[dict[str, Any]]) -> "Share":
+        """Of the node of Ray that has least memory; of this machine where there are none."""
+        neighbours = -(-workers.most // max(1, len(nodes)))
+        rooms = [int(node["Resources"]["memory"]) for node in nodes]
+        return cls(neighbours, min(rooms) // 2 // neighbours if rooms else at_hand(neighbours))
+
+    @property
+    def threads(self) -> int:
+        """Of the machine's CPUs."""
+        return max(1, (os.cpu_count() or 1) // self.neighbours)
+
+
+def planned(scan: Scan, model: Model, output: str, roi: Box | None, workers: Workers) -> Estimate:
+    """What so many workers would take: those of the cluster, if this process stands in one, else of this machine."""
+    if on_cluster():
+        connect(workers.most)
+    share = Share.of(workers, nodes() if on_cluster() else [])
+    streams, alone = min(share.threads, MOST_STREAMS), min(os.cpu_count() or 1, MOST_STREAMS)
+    pace = 1.0 if best_device() == "cuda" else streams / alone
+    return estimate(scan, model, output, roi, memory_bytes=share.memory_bytes, workers=workers.most, pace=pace)
 
 
 def _fill(prediction: Prediction, model: Model, workers: Workers) -> None:
     connect(workers.most)
-    rows = prediction.slabs_to_do()
+    rows = attempts.patiently(prediction.scan_url, prediction.slabs_to_do)
     attempts.forget(prediction)
     done = _run(f"predict {prediction.output}, slabs", rows, lambda ready: _slabs(ready, prediction, model, workers))
     attempts.refuse([row["failed"] for row in done if row["failed"]])
@@ -70,7 +107,11 @@ def _fill(prediction: Prediction, model: Model, workers: Workers) -> None:
 
 def _fuse(prediction: Prediction, workers: Workers) -> None:
     connect(workers.most)
-    _run(f"fuse {prediction.output}, shards", prediction.shards_to_do(), lambda rows: _fused(rows, prediction))
+    _run(
+        f"fuse {prediction.output}, shards",
+        attempts.patiently(prediction.scan_url, prediction.shards_to_do),
+        lambda rows: _fused(rows, prediction),
+    )
 
 
 def _run(what: str, rows: list[dict[str, int]], pipeline: Callable[[Any], "ray.data.Dataset"]) -> list[dict[str, Any]]:
@@ -95,7 +136,7 @@ def _slabs(rows: "ray.data.Dataset", prediction: Prediction, model: Model, worke
 
     for member, bundle in zip(prediction.members, model.members, strict=True):
         _lay_out(bundle, _bundle_url(prediction, member))
-    settings = {"prediction": prediction.model_dump_json(), "neighbours": -(-workers.most // nodes())}
+    settings = {"prediction": prediction.model_dump_json(), "threads": Share.of(workers, nodes()).threads}
     gpu = {"num_gpus": 1} if prediction.device == "cuda" else {"num_cpus": TASK_CPUS}
     pool = ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most)
     return rows.map_batches(SlabActor, fn_constructor_kwargs=settings, batch_size=1, compute=pool, **gpu)
@@ -123,12 +164,11 @@ def _laid_out(url: str) -> Bundle:
 class SlabActor:
     """Holds a network; writes the logits of the slabs it is given."""
 
-    def __init__(self, prediction: str, neighbours: int) -> None:
-        """neighbours: as many as share the CPUs of this node, itself among them."""
+    def __init__(self, prediction: str, threads: int) -> None:
+        """threads: of the CPUs of this node, which it may use."""
         parsed = Prediction.model_validate_json(prediction)
         urls = [_bundle_url(parsed, member) for member in parsed.members]
-        bundles = tuple(attempts.patiently(partial(_laid_out, url)) for url in urls)
-        threads = max(1, (os.cpu_count() or 1) // neighbours)
+        bundles = tuple(attempts.patiently(url, partial(_laid_out, url)) for url in urls)
         self._prediction, self._worker = parsed, Worker(parsed, Ensemble(bundles, bundles[0].threshold), threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -94,11 +94,11 @@ def on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def nodes() -> int:
-    """Of the Ray in use, that are alive."""
+def nodes() -> list[dict[str, Any]]:
+    """Of the Ray in use, that are alive and have CPUs to compute with."""
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes())
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def needs_ray(workers: Workers) -> bool:

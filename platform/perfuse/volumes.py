@@ -130,19 +130,20 @@ def create_array(
     shape_zyx: Index3,
     dtype: npt.DTypeLike,
     *,
+    chunks: Index3 | None = None,
     shards: Index3 | None = None,
     layout: Layout = LAYOUT,
 ) -> zarr.Array[Any]:
     """A sharded, compressed volume with fill value 0, in place of any of that name.
 
-    shards: defaults to `shard_shape`; always a multiple of `chunk_shape`.
+    chunks: defaults to `chunk_shape`. shards: defaults to `shard_shape`; always a multiple of the chunks.
     """
     dtype = np.dtype(dtype)
     return group.create_array(
         name,
         shape=shape_zyx,
         dtype=dtype,
-        chunks=chunk_shape(shape_zyx, layout),
+        chunks=chunks or chunk_shape(shape_zyx, layout),
         shards=shards or shard_shape(shape_zyx, layout),
         compressors=BloscCodec(
             cname=layout.codec, clevel=layout.clevel, shuffle=layout.shuffle, typesize=dtype.itemsize

@@ -1,6 +1,7 @@
 """Backends answer alike up to what their numbers can hold; the one that was chosen stays, and says what it costs."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_the_choice_stays_while_it_can_be_done_here(
 
 def test_a_plan_takes_the_time_of_what_was_chosen_and_writes_nothing(scan: Scan, bundle: Bundle) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(scan.url).rglob("*")}
-    first = estimate(scan, bundle)
+    first = estimate(scan, bundle, "soft")
     assert {path: path.stat().st_mtime_ns for path in Path(scan.url).rglob("*")} == before
     assert first.backends == (backends.usual("auto", "cpu"),)
     assert first.network_seconds > 0
@@ -214,11 +215,36 @@ def test_a_plan_takes_the_time_of_what_was_chosen_and_writes_nothing(scan: Scan,
     seconds = {"eager-fp32": trial.Seconds(first=9, batch=0.5), "eager-bf16": trial.Seconds(first=9, batch=3)}
     choice = choosing.Choice(backend="eager-fp32", seconds=seconds, unused={}, largest_difference=0.25, swapped=0.5)
     choosing.remember(scan, bundle, "cpu", choice)
-    assert estimate(Scan.open(scan.url), bundle).network_seconds == pytest.approx(0.5 * first.tiles / PLANES)
-    other = bundle.with_threshold(3)
-    both = estimate(Scan.open(scan.url), Ensemble((bundle, other), 128))
+    assert estimate(Scan.open(scan.url), bundle, "soft").network_seconds == pytest.approx(0.5 * first.tiles / PLANES)
+    other = Bundle(Contract(forward=bundle.contract.forward.changed(overlap=0.0)), bundle.weights, {})
+    choosing.remember(scan, other, "cpu", choice)
+    both = estimate(Scan.open(scan.url), Ensemble((bundle, other), 128), "soft")
     assert both.network_seconds == pytest.approx(2 * 0.5 * first.tiles / PLANES)
     assert (both.backends, both.largest_difference, both.swapped) == (("eager-fp32",) * 2, 0.25, 0.5)
+
+
+class Pausing(nn.Module):
+    """Takes its time for each picture."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds * len(x))
+        return x
+
+
+@pytest.mark.parametrize(("seconds", "seen"), [(0.0, PLANES), (0.12, 1)])
+def test_a_plan_looks_at_as_many_pictures_as_there_is_time_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, seconds: float, seen: int
+) -> None:
+    """All of a quick network; of one that takes 3 · 0.12 s for one picture, which is asked three times, no second one in a second."""
+    monkeypatch.setattr(trial, "GLIMPSE", 5.0 if seen > 1 else 1.0)
+    slow = Engine(Pausing(seconds), bundle.contract.forward, "cpu", "eager-fp32")
+    taken, answer = trial.glimpse(slow, PICTURES.numpy())
+    assert len(answer) == seen
+    assert PLANES * seconds <= taken.batch < PLANES * (seconds + 0.1)
 
 
 def test_another_backend_is_another_prediction(scan: Scan, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

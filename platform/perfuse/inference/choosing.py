@@ -16,7 +16,7 @@ from perfuse.inference.backends import Backend, compiled, eager_backends, usual,
 from perfuse.inference.engine import Engine, Fixed, Images
 from perfuse.inference.logits import ONE, P_ONE, Seen, fuse
 from perfuse.inference.slab import middle_batch
-from perfuse.inference.trial import Seconds, Task, trial, trial_elsewhere
+from perfuse.inference.trial import Seconds, Task, Trial, glimpse, trial, trial_elsewhere
 from perfuse.normalisation import bounds, normalise
 
 FEW = 300
@@ -55,16 +55,17 @@ def choose(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batche
     there = _remembered(scan, bundle, device)
     if there is not None:
         return there
-    choice = _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, batches)
+    choice = _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, batches, trial)
     remember(scan, bundle, device, choice)
     say(f"{bundle.uri or 'this model'} on {device}: {choice}")
     return choice
 
 
-def foreseen(scan: Scan, bundle: Bundle, threshold: Threshold, device: str) -> Choice:
-    """What was chosen before, else the usual backend, measured; nothing is compiled or remembered."""
+def foreseen(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batches: int) -> Choice:
+    """What was chosen before, else the usual backend, glimpsed at; nothing is compiled or remembered."""
+    del batches
     there = _remembered(scan, bundle, device)
-    return there or _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, 0)
+    return there or _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, 0, glimpse)
 
 
 def remember(scan: Scan, bundle: Bundle, device: str, choice: Choice) -> None:
@@ -93,7 +94,7 @@ def _images(scan: Scan, forward: Forward) -> Images:
     )
 
 
-def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, batches: int) -> Choice:
+def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, batches: int, tried: Trial) -> Choice:
     import torch
 
     from perfuse.models import build
@@ -106,7 +107,7 @@ def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, 
     few = batches < FEW
     for backend in [usual(forward.precision, device)] if few else eager_backends(forward.precision, device):
         try:
-            results[backend] = trial(Engine.of(network, forward, device, backend), images)
+            results[backend] = tried(Engine.of(network, forward, device, backend), images)
         except (PerfuseError, RuntimeError, TypeError, ValueError) as error:
             unused[backend] = " ".join(str(error).split())[:200]
     if not results:
@@ -124,7 +125,7 @@ def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, 
             results[other] = found
             if (eager - found[0].batch) * batches > found[0].first:
                 best = other
-    plain = Engine(network.to(device), forward, device, "eager-fp32").logits(images)
+    plain = Engine(network.to(device), forward, device, "eager-fp32").logits(images[: len(results[best][1])])
     difference, swapped = compared(results[best][1], plain, threshold, forward.network.class_names, forward.blend)
     return Choice(
         backend=best,

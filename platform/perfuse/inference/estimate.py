@@ -4,45 +4,63 @@ from perfuse.bundle import Model
 from perfuse.catalog import Scan
 from perfuse.geometry import Box
 from perfuse.inference.choosing import foreseen
-from perfuse.inference.planning import PredictionPlan, batches, plan
-from perfuse.inference.preparing import check_roi
-from perfuse.models import best_device
+from perfuse.inference.planning import PredictionPlan, batches_of, plan
+from perfuse.inference.prediction import Prediction
+from perfuse.inference.preparing import prepare
 
 
 class Estimate(PredictionPlan):
     """A plan with times, measured on this machine in a few seconds."""
 
+    slabs_left: int
+    """That nobody has done before."""
     device: str
     backends: tuple[str, ...]
     """Of the members, in their order: what was chosen for the scan before, else what is usual; long jobs may find a faster one."""
     network_seconds: float
-    """Of all networks, on one such device: beside them the rest of the work is hidden."""
+    """Of all networks over the slabs that are left, by all workers: beside them the rest of the work is hidden."""
     largest_difference: float
     """Of a probability, from that of the network as it was trained; see `Choice`."""
     swapped: float
     """Share of voxels on the other side of the threshold, of the member with the most."""
 
 
-def estimate(scan: Scan, model: Model, roi: Box | None = None) -> Estimate:
-    """Count the work, and time a batch of each member.
+def estimate(
+    scan: Scan,
+    model: Model,
+    output: str,
+    roi: Box | None = None,
+    *,
+    memory_bytes: int | None = None,
+    workers: int = 1,
+    pace: float = 1.0,
+) -> Estimate:
+    """Count the work and what is left of it, and time a batch of each member.
 
-    roi: in voxels of the scan. Raises ContractError for a scan that the contract forbids, PerfuseError for a network that does not answer.
+    workers: processes that share the slabs, each at so many times the `pace` of this one. The rest, and what it raises, is as
+    in `prepare`; PerfuseError for a network that does not answer.
     """
-    device = best_device()
-    check_roi(scan, roi)
-    forwards = [member.contract.forward for member in model.members]
-    for forward in forwards:
-        forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
-    choices = [foreseen(scan, member, model.threshold, device) for member in model.members]
-    seconds = [
-        choice.seconds[choice.backend].batch * batches(scan, forward, roi)
-        for choice, forward in zip(choices, forwards, strict=True)
-    ]
+    prediction = prepare(scan.url, model, output, roi=roi, memory_bytes=memory_bytes, chosen=foreseen)
+    choices = [member.choice for member in prediction.members]
+    forwards = [member.forward for member in prediction.members]
+    left = prediction.slabs_left()
     return Estimate(
-        **plan(scan, *forwards, roi=roi).model_dump(),
-        device=device,
+        **plan(scan, *forwards, roi=roi, slab_planes=[m.slab for m in prediction.members]).model_dump(),
+        slabs_left=len(left),
+        device=prediction.device,
         backends=tuple(choice.backend for choice in choices),
-        network_seconds=sum(seconds),
+        network_seconds=_seconds(prediction, left) / (pace * max(1, min(workers, len(left)))),
         largest_difference=max(choice.largest_difference for choice in choices),
         swapped=max(choice.swapped for choice in choices),
     )
+
+
+def _seconds(prediction: Prediction, rows: list[dict[str, int]]) -> float:
+    """Of one process like this one."""
+    scan, seconds = Scan.open(prediction.scan_url), 0.0
+    regions = [prediction.region(scan, member) for member in prediction.members]
+    for row in rows:
+        member, region = prediction.members[row["member"]], regions[row["member"]]
+        batches = batches_of(region, member.forward, row["axis"], (row["start"], row["stop"]))
+        seconds += batches * member.choice.seconds[member.choice.backend].batch
+    return seconds

@@ -11,7 +11,7 @@ from perfuse.geometry import Box
 from perfuse.inference.choosing import Choice
 from perfuse.inference.grid import Grid
 from perfuse.inference.logits import Seen
-from perfuse.inference.scratch import Scratch
+from perfuse.inference.scratch import SLAB, Scratch
 from perfuse.locks import writing
 from perfuse.volumes import open_group
 
@@ -30,6 +30,8 @@ class Member(Frozen):
     """Of what it sees along any one axis."""
     forward: Forward
     choice: Choice
+    slab: int = SLAB
+    """Planes of its slabs."""
 
     @property
     def scratch(self) -> str:
@@ -65,7 +67,7 @@ class Sight:
         self.members = members
         self.grids = [Grid.of(scan, member.forward) for member in members]
         self.scratches = [
-            {a: Scratch(scan.url, m.scratch, a, m.seen_key, grid.shape_zyx, class_names) for a in m.axes}
+            {a: Scratch(scan.url, m.scratch, a, m.seen_key, grid.shape_zyx, class_names, m.slab) for a in m.axes}
             for m, grid in zip(members, self.grids, strict=True)
         ]
 

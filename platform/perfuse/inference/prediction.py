@@ -26,6 +26,7 @@ from perfuse.inference.members import Member, Sight
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
+from perfuse.inference.scratch import thickness
 from perfuse.labels import LabelWriter, writer_for
 from perfuse.upkeep import refresh
 
@@ -64,15 +65,31 @@ class Prediction(Frozen):
             {"member": number, "axis": axis, "task": task, "start": a, "stop": b}
             for number, member in enumerate(self.members)
             for axis in member.axes
-            for task, (a, b) in slabs(self._region(scan, member), axis)
+            for task, (a, b) in slabs(self.region(scan, member), axis, member.slab)
         ]
+
+    def slabs_left(self) -> list[dict[str, int]]:
+        """Those that are not marked as done, whatever has become of their logits since; quick, and nothing is written."""
+        scan = Scan.open(self.scan_url)
+        if all(name in scan.labels() and scan.label_info(name).key == self.key for name in self.outputs):
+            return []
+        there = [n for n, member in enumerate(self.members) if thickness(scan.group, member.scratch) == member.slab]
+        known = Sight(scan, [self.members[n] for n in there], self.class_names).scratches
+        done = {
+            (n, axis, task)
+            for n, along in zip(there, known, strict=True)
+            for axis, scratch in along.items()
+            for task in scratch.marked()
+        }
+        return [row for row in self.slabs() if (row["member"], row["axis"], row["task"]) not in done]
 
     def slabs_to_do(self) -> list[dict[str, int]]:
         """Those whose logits are missing or torn."""
         intact = [{axis: scratch.intact() for axis, scratch in along.items()} for along in self.sight().scratches]
         return [row for row in self.slabs() if row["task"] not in intact[row["member"]][row["axis"]]]
 
-    def _region(self, scan: Scan, member: Member) -> Region:
+    def region(self, scan: Scan, member: Member) -> Region:
+        """What of a scan a member has to see."""
         return Region.of(Grid.of(scan, member.forward), member.forward, self._box)
 
     @property
@@ -96,7 +113,7 @@ class Prediction(Frozen):
         number = rows[0]["member"]
         along = self.sight().scratches[number]
         todo = [Slab(row, along[row["axis"]], row["task"], (row["start"], row["stop"])) for row in rows]
-        yield from finished(self._region(Scan.open(self.scan_url), self.members[number]), todo, engine)
+        yield from finished(self.region(Scan.open(self.scan_url), self.members[number]), todo, engine)
 
     def writer(self, class_number: int = 0) -> LabelWriter:
         """The writer of the soft label of a class."""

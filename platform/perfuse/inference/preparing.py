@@ -1,61 +1,86 @@
 """From a scan and a model to the prediction that is wanted of them: checks, keys, and whether it is there already."""
 
+from collections.abc import Callable
+
 from perfuse import storage, volumes
 from perfuse.bundle import Bundle, Model
 from perfuse.catalog import LabelInfo, Scan
-from perfuse.contract import Fusion, of_class
+from perfuse.contract import Fusion, Threshold, of_class
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
-from perfuse.inference.choosing import choose
+from perfuse.inference.choosing import Choice, choose
+from perfuse.inference.grid import Grid
 from perfuse.inference.members import Member
-from perfuse.inference.planning import PredictionPlan, batches, plan
+from perfuse.inference.planning import batches, thickest
 from perfuse.inference.prediction import Prediction
+from perfuse.inference.region import Region
+from perfuse.inference.scratch import thickness
 from perfuse.labels import check_output
+from perfuse.memory import available_bytes
 from perfuse.models import best_device
+
+Chosen = Callable[[Scan, Bundle, Threshold, str, int], Choice]
+"""The backend of a member on a scan, by its threshold, the device and the batches of the whole job."""
 
 
 def prepare(
-    scan_url: str, model: Model, output: str, *, roi: Box | None = None, memory_bytes: int | None = None
+    scan_url: str,
+    model: Model,
+    output: str,
+    *,
+    roi: Box | None = None,
+    memory_bytes: int | None = None,
+    chosen: Chosen | None = None,
 ) -> Prediction:
-    """Check scan against contract, choose device and backend, and give the work its key.
+    """Check scan against contract, choose device, backend and the thickness of slabs, and give the work its key.
 
-    roi: the voxels of the scan that are predicted; None: all. memory_bytes: what an actor may use, for PlanError.
-    Raises ContractError for a voxel size that the contract forbids or a member named twice, ScanError for a missing scan or
-    an output that cannot be written, PlanError when a slab does not fit in memory or the region lies outside.
+    roi: the voxels of the scan that are predicted; None: all. memory_bytes: what an actor may use besides the network; None:
+    what one process has `at_hand`. chosen: `choose`, unless told. Raises ContractError for a voxel size that the contract
+    forbids or a member named twice, ScanError for a missing scan or an output that cannot be written, PlanError when no slab
+    fits in memory or the region lies outside.
     """
     scan = Scan.open(scan_url)
     for name in model.class_names:
         check_output(scan, of_class(output, name))
-    forwards = [member.contract.forward for member in model.members]
-    for forward in forwards:
-        forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
+    for bundle in model.members:
+        bundle.contract.forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
     check_roi(scan, roi)
-    _check_fits(plan(scan, *forwards, roi=roi), memory_bytes)
+    memory = at_hand() if memory_bytes is None else memory_bytes
+    slabs = [thickest(scan, bundle.contract.forward, memory) for bundle in model.members]
     device = best_device()
     if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
-    members = tuple(_member(scan, model, bundle, device, roi) for bundle in model.members)
+    members = []
+    for bundle, slab in zip(model.members, slabs, strict=True):
+        forward = bundle.contract.forward
+        count = batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab)
+        member = _member(scan, bundle, (chosen or choose)(scan, bundle, model.threshold, device, count), device, roi)
+        there = thickness(scan.group, member.scratch)
+        members.append(member.model_copy(update={"slab": thickest(scan, forward, memory, there)}))
     keys = [member.key for member in members]
     fusion = model.fusion
     return Prediction(
         scan_url=scan.url,
         output=output,
         key=storage.digest_json(sorted(keys) if fusion == Fusion() else [keys, fusion.model_dump(mode="json")]),
-        members=members,
+        members=tuple(members),
         device=device,
         fusion=fusion,
         roi=None if roi is None else (roi.start, roi.stop),
     )
 
 
-def _member(scan: Scan, model: Model, bundle: Bundle, device: str, roi: Box | None) -> Member:
-    forward = bundle.contract.forward
-    choice = choose(scan, bundle, model.threshold, device, batches(scan, forward, roi))
+def at_hand(processes: int = 1) -> int:
+    """Bytes that each of some processes on this machine may use besides the network: they share half of what is free."""
+    return available_bytes() // 2 // processes
+
+
+def _member(scan: Scan, bundle: Bundle, choice: Choice, device: str, roi: Box | None) -> Member:
     voxels = [scan.info.digest, *scan.organ_identity, *([] if roi is None else [roi.start, roi.stop])]
     return Member(
         key=storage.digest_json([*voxels, bundle.forward_digest(), choice.backend, device]),
         seen_key=storage.digest_json([*voxels, bundle.seen_digest(), choice.backend, device]),
-        forward=forward,
+        forward=bundle.contract.forward,
         choice=choice,
     )
 
@@ -66,14 +91,6 @@ def check_roi(scan: Scan, roi: Box | None) -> None:
         raise PlanError(
             f"The region {roi.start} to {roi.stop} (z, y, x) must hold a voxel and lie inside the scan, which has "
             f"{' × '.join(map(str, scan.shape_zyx))}."
-        )
-
-
-def _check_fits(wanted: PredictionPlan, memory_bytes: int | None) -> None:
-    if memory_bytes is not None and wanted.peak_bytes > memory_bytes:
-        raise PlanError(
-            f"A slab needs {wanted.peak_bytes / 2**30:.1f} GiB of memory; an actor may use {memory_bytes / 2**30:.1f} GiB. "
-            "Use fewer actors or a machine with more memory."
         )
 
 

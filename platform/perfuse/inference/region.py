@@ -1,6 +1,5 @@
 """Which tiles a network has to see: those that a box of interest depends on; no background, if the contract says so."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy.typing as npt
 
 from perfuse.catalog import Scan
 from perfuse.contract import Forward
-from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs, tile_starts
+from perfuse.geometry import Box, index3
 from perfuse.inference.grid import Grid
 from perfuse.measured import occupancy
 
@@ -53,13 +52,3 @@ def _busy(scan: Scan) -> npt.NDArray[np.bool_] | None:
     organ = None if share is None else share > 0
     varied = None if extremes is None else extremes[..., 0] < extremes[..., 1]
     return varied if organ is None else organ if varied is None else organ & varied
-
-
-def tiles(shape_zyx: Index3, forward: Forward, axis: int, planes: int) -> Iterator[Box]:
-    """The tiles of a grid along an axis, so many planes thick: the part of each that lies inside."""
-    depth, height, width = move_axis(shape_zyx, axis)
-    for first, last in runs(depth, planes):
-        for top in tile_starts(height, forward.tile, forward.stride):
-            for left in tile_starts(width, forward.tile, forward.stride):
-                rows, columns = (top, min(top + forward.tile, height)), (left, min(left + forward.tile, width))
-                yield along_axis(axis, (first, last), rows, columns)

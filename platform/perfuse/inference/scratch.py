@@ -13,30 +13,55 @@ from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs
 from perfuse.inference.logits import Logits
 
 SLAB = 64
-"""Planes of a slab: one chunk thick, a multiple of `PLANES`."""
+"""Planes of a slab where there is memory for it: as thick as a chunk of the scan, a multiple of `PLANES`."""
+THICKNESS = "slab"
+"""The attribute of a member's logits that says how many planes their slabs have."""
 LAYOUT = volumes.Layout(codec="lz4", clevel=1)
 """Of what is read once and removed: logits hardly shrink, and Zstandard takes eight times as long to make them a fifth smaller."""
 BAND = 512
 """Rows of logits that are gathered before they are written: whole shards."""
 
 
+def thickness(scan: zarr.Group, path: str) -> int | None:
+    """Planes of the slabs of a member's logits; None where there are none."""
+    group = scan.get(path)
+    planes: Any = None if group is None else group.attrs.get(THICKNESS, SLAB)
+    return None if planes is None else int(planes)
+
+
 class Scratch:
-    """Int16 logits of one axis, an array for each class; shards are as thick as a slab along it, which alone writes them."""
+    """Int16 logits of one axis, an array for each class; shards are as thick as a slab along it, which alone writes them.
+
+    What is there of slabs of another thickness goes.
+    """
 
     def __init__(
-        self, scan_url: str, path: str, axis: int, key: str, shape_zyx: Index3, class_names: Sequence[str] = ("",)
+        self,
+        scan_url: str,
+        path: str,
+        axis: int,
+        key: str,
+        shape_zyx: Index3,
+        class_names: Sequence[str] = ("",),
+        slab: int = SLAB,
     ) -> None:
         self.axis, self.shape = axis, shape_zyx
-        group = volumes.open_group(scan_url, "r+").require_group(path)
+        scan = volumes.open_group(scan_url, "r+")
+        if thickness(scan, path) != slab:
+            scan.create_group(path, overwrite=True, attributes={THICKNESS: slab})
+        group = scan.require_group(path)
+        self._slabs = runs(self.shape[axis], slab)
         self.arrays = [self._array(group, of_class("zyx"[axis], name)) for name in class_names]
-        self._marks = volumes.DoneMarks(group, f"done-{'zyx'[axis]}", len(runs(self.shape[axis], SLAB)), key)
+        self._marks = volumes.DoneMarks(group, f"done-{'zyx'[axis]}", len(self._slabs), key)
 
     def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
         if name not in group:
-            chunk = volumes.chunk_shape(self.shape)
-            rows = [c * min(BAND // SLAB, -(-n // c)) for c, n in zip(chunk, self.shape, strict=True)]
-            rows[self.axis] = chunk[self.axis]
-            volumes.create_array(group, name, self.shape, "int16", shards=index3(rows), layout=LAYOUT)
+            chunk = list(volumes.chunk_shape(self.shape))
+            rows = [c * min(BAND // volumes.CHUNK, -(-n // c)) for c, n in zip(chunk, self.shape, strict=True)]
+            _, last = self._slabs[0]
+            chunk[self.axis] = rows[self.axis] = last
+            form = {"chunks": index3(chunk), "shards": index3(rows)}
+            volumes.create_array(group, name, self.shape, "int16", **form, layout=LAYOUT)
         array = group[name]
         if not isinstance(array, zarr.Array):
             raise ScanError(f"{group.store_path}/{name} is no array; remove it and run the same command again.")
@@ -48,19 +73,22 @@ class Scratch:
 
     def _digest(self, task: int) -> bytes:
         _, height, _ = move_axis(self.shape, self.axis)
-        planes = runs(self.shape[self.axis], SLAB)[task]
-        box = self._box(planes, (0, height))
+        box = self._box(self._slabs[task], (0, height))
         return shards.digest(b"".join(volumes.stored_digests(array, box) for array in self.arrays))
 
     def intact(self) -> set[int]:
         """Slabs that are done and whose stored bytes are still those that were written."""
         return self._marks.intact(self._digest)
 
+    def marked(self) -> set[int]:
+        """Slabs that were done, whatever has become of them since."""
+        return {task for task, digest in enumerate(self._marks.digests()) if any(digest)}
+
     def missing_bytes(self) -> int:
         """Of logits, before they are compressed, in slabs that bear no done-mark."""
-        depth, height, width = move_axis(self.shape, self.axis)
-        marked = zip(runs(depth, SLAB), self._marks.digests(), strict=True)
-        planes = sum(b - a for (a, b), mark in marked if not any(mark))
+        _, height, width = move_axis(self.shape, self.axis)
+        marked = self.marked()
+        planes = sum(b - a for task, (a, b) in enumerate(self._slabs) if task not in marked)
         return 2 * planes * height * width * len(self.arrays)
 
     def pieces(self, planes: tuple[int, int], rows: Iterable[tuple[int, Logits]]) -> Iterator[tuple[Box, Logits]]:

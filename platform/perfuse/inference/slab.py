@@ -15,10 +15,10 @@ planes of it, are computed too, and the integer mean is over all of them.
 Tiles that nobody needs are left out, `PLANES` planes at a time, again counted from the scan's first: what no tile showed is background.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -73,18 +73,30 @@ class Tiles:
                     found.setdefault(left, []).append(run)
         return found
 
+    @property
+    def pictures(self) -> int:
+        """Planes of tiles that are needed, once however many views there are."""
+        thick = [min(start + PLANES, self.planes[1]) - start for start in range(*self.planes, PLANES)]
+        return sum(thick[run] for tiles in self.wanted.values() for runs in tiles.values() for run in runs)
+
+    @property
+    def count(self) -> int:
+        """How many `batches` there are."""
+        lasting = cache(lambda runs: len(_places_of(self.forward.network, self.planes, runs)))
+        return sum(lasting(tuple(runs)) for tiles in self.wanted.values() for runs in tiles.values())
+
     def boxes(self) -> list[Box]:
         """What is read for them, in order: a box for each row of tiles of which one is needed."""
         return [self._box(top, tiles) for top, tiles in self.wanted.items() if tiles]
 
     def _box(self, top: int, tiles: dict[int, list[int]]) -> Box:
-        tile, shown = self.forward.tile, _planes_shown(self.forward.network, self.planes)
+        tile, shown = self.forward.tile, planes_shown(self.forward.network, self.planes)
         return _box_read(self.shape_zyx, self.axis, shown, (top, top + tile), (min(tiles), max(tiles) + tile))
 
     def batches(self, read: Read) -> Iterator[Callable[[], Voxels]]:
         """What the network is shown, tile by tile: [PLANES, planes, tile, tile]. read: voxels of one of `boxes`."""
         network, tile = self.forward.network, self.forward.tile
-        first, _ = shown = _planes_shown(network, self.planes)
+        first, _ = shown = planes_shown(network, self.planes)
         for top, tiles in self.wanted.items():
             if not tiles:
                 continue
@@ -189,7 +201,7 @@ def _places(network: Network, planes: tuple[int, int]) -> range:
     return range(first // PLANES * PLANES, -(-last // PLANES) * PLANES)
 
 
-def _places_of(network: Network, planes: tuple[int, int], runs: list[int]) -> list[int]:
+def _places_of(network: Network, planes: tuple[int, int], runs: Sequence[int]) -> list[int]:
     """Those batches of `_places` that show a plane of some runs of the slab."""
     return [
         place
@@ -207,7 +219,7 @@ def _lands(network: Network, planes: tuple[int, int], place: int) -> list[tuple[
     return [(number, place + offset - planes[0]) for number, offset in enumerate(network.targets)]
 
 
-def _planes_shown(network: Network, planes: tuple[int, int]) -> tuple[int, int]:
+def planes_shown(network: Network, planes: tuple[int, int]) -> tuple[int, int]:
     """First and last + 1 of the planes in those panels; they may lie beyond the scan."""
     places = _places(network, planes)
     return places.start + network.shown[0], places.stop + network.shown[-1]

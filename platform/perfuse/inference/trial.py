@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from perfuse.inference.engine import Engine, Fixed, Images
 
 LONG = 2.0
 """Seconds from which on the first answer of an eager backend is measure enough: what it prepares no longer shows."""
+GLIMPSE = 5.0
+"""Seconds in which a plan sees enough of a network; one that takes longer for one picture takes that."""
 IMAGES, LOGITS, TASK, RESULT = "images.npy", "logits.npy", "task.json", "result.json"
 
 
@@ -39,6 +42,9 @@ class Seconds(Frozen):
     """For each from then on, as many at once as there are streams."""
 
 
+Trial = Callable[[Engine, Images], tuple[Seconds, Fixed]]
+
+
 def trial(engine: Engine, images: Images) -> tuple[Seconds, Fixed]:
     """How long an engine takes for a batch, and its answer."""
 
@@ -51,6 +57,19 @@ def trial(engine: Engine, images: Images) -> tuple[Seconds, Fixed]:
     done = first > LONG and engine.backend.startswith("eager")
     taken = first if done else min(answered()[0], answered()[0])
     return Seconds(first=first, batch=taken / engine.streams), answer
+
+
+def glimpse(engine: Engine, images: Images) -> tuple[Seconds, Fixed]:
+    """`trial` of the first of the images alone, and of twice as many while that fits into `GLIMPSE`: times as of all, their answer."""
+    count, begin = 1, time.perf_counter()
+    while True:
+        since = time.perf_counter()
+        seconds, answer = trial(engine, images[:count])
+        now = time.perf_counter()
+        if count == len(images) or now - begin + 3 * (now - since) > GLIMPSE:
+            many = len(images) / count
+            return Seconds(first=seconds.first * many, batch=seconds.batch * many), answer
+        count = min(2 * count, len(images))
 
 
 def trial_elsewhere(bundle: Bundle, images: Images, task: Task, limit: float) -> tuple[Seconds, Fixed] | str:

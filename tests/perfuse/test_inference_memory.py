@@ -1,0 +1,158 @@
+"""Slabs are as thick as memory allows, planes as large as they like, and the voxels are the same."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perfuse.bundle import Bundle
+from perfuse.catalog import Scan
+from perfuse.contract import Contract, Forward, Network
+from perfuse.errors import PlanError
+from perfuse.inference import Runner, plan, predict, prepare
+from perfuse.inference.estimate import estimate
+from perfuse.inference.planning import THICKNESSES, slab_bytes
+from perfuse.inference.prediction import Worker
+from perfuse.memory import available_bytes
+from perfuse.models import build
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HERE = Path(__file__).parent
+
+
+class Small(torch.nn.Sequential):
+    """One convolution: quick."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(torch.nn.Conv2d(in_channels, classes, 3, padding=1))
+
+
+def bundle(**network: Any) -> Bundle:
+    torch.manual_seed(0)
+    made = Network(module=f"{__name__}:Small", **network)
+    forward = Forward(network=made, voxel_size_um=(10, 100), tile=32, overlap=0.25, precision="fp32")
+    return Bundle(Contract(forward=forward), build(made).state_dict(), {})
+
+
+@pytest.fixture
+def scan(tmp_path: Path, make_scan: Any, tubes: Any) -> Scan:
+    made: Scan = make_scan(tmp_path, "organ", tubes(0, (130, 40, 70))[0], {})
+    return made
+
+
+@pytest.mark.parametrize("network", [{"planes": 3}, {"planes": 4, "outputs": "all"}])
+def test_slabs_are_as_thick_as_fits_and_the_voxels_the_same(scan: Scan, network: dict[str, Any]) -> None:
+    made = bundle(**network)
+    forward, digests = made.contract.forward, set()
+    needed = [slab_bytes(scan, forward, planes) for planes in THICKNESSES]
+    assert needed == sorted(needed, reverse=True)
+    for planes, memory in zip(THICKNESSES, needed, strict=True):
+        assert prepare(scan.url, made, "soft", memory_bytes=memory).members[0].slab == planes
+        runner = Runner(prepare=partial(prepare, memory_bytes=memory))
+        digests.add(predict(scan.url, made, f"by-{planes}", runner=runner)[0].digest)
+        assert plan(scan, forward, slab_planes=[planes]).slabs == sum(-(-n // planes) for n in scan.shape_zyx)
+    assert len(digests) == 1
+    with pytest.raises(PlanError) as refused:
+        prepare(scan.url, made, "soft", memory_bytes=needed[-1] - 1)
+    assert "8 planes of 130 × 70 in tiles of 32 need" in str(refused.value)
+    assert len(re.findall(r"0\.\d\d GiB", str(refused.value))) == 2
+    assert "--set tile=" in str(refused.value)
+
+
+def test_what_is_there_stays_while_it_fits(scan: Scan) -> None:
+    made = bundle()
+    thin, thick = (slab_bytes(scan, made.contract.forward, planes) for planes in (16, 64))
+    prediction = prepare(scan.url, made, "soft", memory_bytes=thin)
+    rows = prediction.slabs_to_do()
+    list(Worker(prediction, made, 1).run(rows[:3]))
+    again = prepare(scan.url, made, "soft", memory_bytes=thick)
+    assert again.members[0].slab == 16
+    assert again.slabs_left() == again.slabs_to_do() == rows[3:]
+    less = prepare(scan.url, made, "soft", memory_bytes=thin - 1)
+    assert less.members[0].slab == 8
+    assert less.slabs_left() == less.slabs_to_do() == less.slabs(), "slabs of another thickness are begun anew"
+    runner = Runner(prepare=partial(prepare, memory_bytes=thin - 1))
+    assert predict(scan.url, made, "soft", runner=runner)[0].digest == predict(scan.url, made, "whole")[0].digest
+
+
+def test_the_time_is_of_what_is_left_by_as_many_as_find_work(scan: Scan) -> None:
+    made = bundle()
+    first = estimate(scan, made, "soft")
+    assert (first.slabs, first.slabs_left) == (6, 6)
+    prediction = prepare(scan.url, made, "soft")  # from now on the measured time stays
+    whole = estimate(scan, made, "soft")
+    several = estimate(scan, made, "soft", workers=3, pace=0.5)
+    assert several.network_seconds == pytest.approx(whole.network_seconds / 1.5)
+    many = estimate(scan, made, "soft", workers=100)
+    assert many.network_seconds == pytest.approx(whole.network_seconds / 6)
+    rows = prediction.slabs_to_do()
+    list(Worker(prediction, made, 1).run(rows[:2]))
+    left = estimate(scan, made, "soft")
+    assert (left.slabs, left.slabs_left) == (6, 4)
+    tiles = {0: 2 * 4, 1: 8 * 4, 2: 8 * 2}
+    count = {axis: -(-n // 8) * tiles[axis] for axis, n in enumerate(scan.shape_zyx)}
+    done = 2 * 8 * tiles[0]
+    assert left.network_seconds == pytest.approx(whole.network_seconds * (1 - done / sum(count.values())))
+    predict(scan.url, made, "soft")
+    done_all = estimate(scan, made, "soft")
+    assert (done_all.slabs_left, done_all.network_seconds) == (0, 0)
+
+
+def test_a_scan_of_fewer_planes_than_a_batch_takes_time_too(tmp_path: Path, make_scan: Any, tubes: Any) -> None:
+    thin = make_scan(tmp_path, "thin", tubes(0, (3, 40, 40))[0], {})
+    made = bundle()
+    along_z = Bundle(Contract(forward=made.contract.forward.changed(axes=("z",))), made.weights, {})
+    assert estimate(thin, along_z, "soft").network_seconds > 0
+
+
+def test_planes_of_10_000_squared(tmp_path: Path) -> None:
+    """Four of them, in a process of its own: it grows by less than the planner says, a fifth of what the whole would take."""
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "wide_planes.py"), str(tmp_path), "4"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    voxels = 4 * 10_000**2
+    whole = voxels * (2 + 4 + 4 + 2)  # as it is stored, normalised, summed up, as logits
+    assert 0 < told["grown"] < told["planned"] < whole / 5
+    intensity = np.array([0, *range(0, 51_200, 100), 0])
+    normalised = (intensity - 327) / (65_207 - 327)  # from the 0.5th to the 99.5th percentile of 16 bits
+    expected = 255 / (1 + np.exp(4 - 8 * normalised))
+    np.testing.assert_allclose(told["line"], expected, rtol=0, atol=0.54)  # logits are in steps of 1/1024
+    assert told["corners"] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {}, 1000),
+        ("0::/a/b\n", {"a/memory.max": "900", "a/memory.current": "600", "a/b/memory.max": "max", "a/b/memory.current": "600"}, 500),
+        ("0::/outside\n", {"memory.max": "700", "memory.current": "600"}, 300),
+        ("4:cpu,memory:/a\n1:cpu:/\n", {"memory/a/memory.limit_in_bytes": "800", "memory/a/memory.usage_in_bytes": "900"}, 100),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9999999", "memory/memory.usage_in_bytes": "0"}, 1000),
+    ],
+)  # fmt: skip
+def test_memory_is_what_machine_and_containers_leave(
+    tmp_path: Path, groups: str, files: dict[str, str], expected: int
+) -> None:
+    """In KiB. 200 of what a container uses only cache files."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  2000 kB\nMemAvailable:   1000 kB\n")
+    for name, text in files.items():
+        path = tmp_path / "cgroups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text if text == 'max' else 1024 * int(text)}\n")
+        begin = "total_" if "bytes" in name else ""
+        (path.parent / "memory.stat").write_text(
+            f"{begin}active_file {150 * 1024}\n{begin}inactive_file {50 * 1024}\nanon 7\n"
+        )
+    assert available_bytes(tmp_path / "proc", tmp_path / "cgroups") == 1024 * expected

@@ -1,19 +1,23 @@
 """On Ray Data the voxels are those of one process, for any number of actors, also after a kill."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from perfuse import volumes
+from perfuse import storage, volumes
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
@@ -22,7 +26,7 @@ from perfuse.geometry import Box, Index3
 from perfuse.inference import Runner, predict, prepare, scratch
 from perfuse.inference.prediction import Prediction
 from perfuse.models import build
-from perfuse_jobs.predict import on_ray
+from perfuse_jobs.predict import Share, on_ray
 from perfuse_jobs.session import quieten
 from perfuse_jobs.workers import Workers
 
@@ -199,3 +203,64 @@ def test_where_only_workers_have_gpus_one_of_them_chooses_the_backend(
         ray.shutdown()
     monkeypatch.undo()
     assert prediction == prepare(scan_url, bundle(), "soft")
+
+
+def test_processes_share_the_memory_and_the_cpus_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three on two nodes: two on one of them; of half of what the smaller one has, for networks take the rest."""
+    monkeypatch.setattr("os.cpu_count", lambda: 9)
+    monkeypatch.setattr("perfuse.inference.preparing.available_bytes", lambda: 1200)
+    nodes = [{"Resources": {"memory": 900.0}}, {"Resources": {"memory": 800.0}}]
+    assert Share.of(Workers(1, 3), nodes) == Share(neighbours=2, memory_bytes=200)
+    assert Share.of(Workers(1, 3), []) == Share(neighbours=3, memory_bytes=200)
+    assert Share.of(Workers(1, 3), nodes).threads == 4
+
+
+def test_a_node_that_is_gone(tmp_path: Path) -> None:
+    """Killed with what it computes when the first slab is written: the other node does the rest, with the same voxels."""
+    url = ingested(tmp_path, (136, 72, 96))
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nodes may be on the loopback
+    words = [sys.executable, str(Path(__file__).with_name("lost_node.py")), url, "left"]
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert 0 < told["left"] < 7, "it was killed in the middle"
+    assert told["actors"] >= 1
+    assert told["nodes"] == 2, "the head, and the one that was left"
+    predict(url, bundle(), "undisturbed")
+    scan = Scan.open(url)
+    assert scan.label_info("left").digest == scan.label_info("undisturbed").digest
+
+
+def test_a_store_that_is_away_for_a_while(
+    tmp_path: Path,
+    s3_url: str,
+    s3_again: Callable[[], object],
+    stack_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The gateway dies when the first slab is written, and comes back 20 s later at the same address."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore itself says nothing of the minutes that it waits
+    url = ingested(tmp_path, (80, 72, 96))
+    storage.filesystem(s3_url).put(url, f"{s3_url}/p.ome.zarr", recursive=True)
+    back = threading.Timer(20, s3_again)
+    mark = scratch.Scratch.mark
+
+    def go_away(*words: Any) -> None:
+        mark(*words)
+        if back.ident is None:
+            os.kill(int((stack_folder / "run/radosgw.pid").read_text().split()[0]), signal.SIGKILL)
+            back.start()
+
+    monkeypatch.setattr(scratch.Scratch, "mark", go_away)
+    begin = time.monotonic()
+    try:
+        (info,) = predict(f"{s3_url}/p.ome.zarr", bundle(), "soft")
+    finally:
+        back.join()
+        s3_again()
+    assert time.monotonic() - begin > 20
+    told = capsys.readouterr().err
+    assert re.search(rf"tried again( in \d+ s)?: Cannot reach the store of {s3_url}", told), told
+    assert "Traceback" not in told
+    assert predict(url, bundle(), "soft")[0].digest == info.digest

@@ -78,7 +78,7 @@ class Share:
     def of(cls, workers: Workers, nodes: list[dict[str, Any]]) -> "Share":
         """Of the node of Ray that has least memory; of this machine where there are none."""
         neighbours = -(-workers.most // max(1, len(nodes)))
-        rooms = [int(node["Resources"]["memory"]) for node in nodes]
+        rooms = [int(node["Resources"]["memory"]) for node in nodes if "memory" in node["Resources"]]
         return cls(neighbours, min(rooms) // 2 // neighbours if rooms else at_hand(neighbours))
 
     @property

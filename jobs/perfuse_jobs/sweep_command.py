@@ -12,7 +12,7 @@ import typer
 from perfuse.commands.options import Json
 from perfuse.errors import ContractError
 from perfuse_jobs.model_options import Average, Temperatures
-from perfuse_jobs.workers import ONE, WorkersOption, check_local
+from perfuse_jobs.workers import ONE, Workers, WorkersOption, check_local
 
 if TYPE_CHECKING:
     from perfuse.bundle import Model
@@ -68,7 +68,7 @@ def sweep(
     wanted = Sweep(model, tuple(views or ()), ((), *coarser, *larger), average, tuple(temperatures or ()), fit)
     scans = [Scan.open(url) for url in scan_urls]
     if plan:
-        return _show_plan(scans, wanted, as_json=as_json)
+        return _show_plan(scans, wanted, workers, as_json=as_json)
     rows = run(scans, wanted, truth, runner(workers, local=local), _class(model, class_name))
     if table is not None:
         table.write_text(_table(rows))
@@ -91,28 +91,33 @@ def _class(model: "Model", name: str | None) -> int:
     return names.index(name)
 
 
-def _show_plan(scans: "list[Scan]", wanted: "Sweep", *, as_json: bool) -> dict[str, Any]:
+def _show_plan(scans: "list[Scan]", wanted: "Sweep", workers: Workers, *, as_json: bool) -> dict[str, Any]:
     from datetime import timedelta
 
     from rich.filesize import decimal
 
     from perfuse.console import print_json, results
-    from perfuse.inference.estimate import estimate
-    from perfuse.sweeping import free_bytes
+    from perfuse.sweeping import OUTPUT, free_bytes
+    from perfuse_jobs.predict import planned
 
     each = [
-        {"scan": scan.url, **estimate(scan, wanted.ensemble).model_dump(), "free_bytes": free_bytes(scan.url)}
-        for scan in scans
+        {
+            "scan": s.url,
+            **planned(s, wanted.ensemble, OUTPUT, None, workers).model_dump(),
+            "free_bytes": free_bytes(s.url),
+        }
+        for s in scans
     ]
     values = {"combinations": len(wanted.choices) + len(wanted.to_fit), "seers": len(wanted.seers), "scans": each}
     if as_json:
         print_json(values)
         return values
     results.print(f"{values['combinations']} combinations of {values['seers']}: each model in each resolution")
+    by = "one process" if workers.most == 1 else f"{workers} processes"
     for of in each:
         free = "" if of["free_bytes"] is None else f" of {decimal(of['free_bytes'])} that are free"
         time = timedelta(seconds=max(1, round(of["network_seconds"])))
-        line = f"{of['scan']}: {decimal(of['scratch_bytes'])} of logits{free}; networks {time} on one {of['device']}"
+        line = f"{of['scan']}: {decimal(of['scratch_bytes'])} of logits{free}; networks {time} for what is left, by {by} on a {of['device']}"
         results.print(line, soft_wrap=True, markup=False)
     return values
 

@@ -107,7 +107,7 @@ def test_the_time_is_of_what_is_left_by_as_many_as_find_work(scan: Scan) -> None
 
 
 def test_a_scan_of_fewer_planes_than_a_batch_takes_time_too(tmp_path: Path, make_scan: Any, tubes: Any) -> None:
-    thin = make_scan(tmp_path, "thin", tubes(0, (3, 40, 40))[0], {})
+    thin = make_scan(tmp_path, "thin", tubes(0, (3, 30, 30))[0], {})
     made = bundle()
     along_z = Bundle(Contract(forward=made.contract.forward.changed(axes=("z",))), made.weights, {})
     assert estimate(thin, along_z, "soft").network_seconds > 0

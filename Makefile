@@ -2,13 +2,20 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: quickstart test setup check bench
+SLOW := tests/perfuse_jobs tests/perfuse_serving tests/journeys
+
+.PHONY: quickstart test test-fast test-slow setup check bench
 
 quickstart: setup  ## the main job on embedded defaults, under 5 minutes on two cores
 	.venv/bin/perfuse quickstart
 
-test: setup  ## all tests; journeys that need Ceph or PostgreSQL skip and say so where those are missing
-	$(PY) -m pytest
+test: test-fast test-slow  ## all tests (-j2: halves side by side); journeys that need Ceph or PostgreSQL skip where those are missing
+
+test-fast: setup
+	$(PY) -m pytest $(SLOW:%=--ignore=%)
+
+test-slow: setup
+	$(PY) -m pytest $(SLOW)
 
 setup: .venv/.installed
 

@@ -116,8 +116,9 @@ def _show_plan(scans: "list[Scan]", wanted: "Sweep", workers: Workers, *, as_jso
     by = "one process" if workers.most == 1 else f"{workers} processes"
     for of in each:
         free = "" if of["free_bytes"] is None else f" of {decimal(of['free_bytes'])} that are free"
-        time = timedelta(seconds=max(1, round(of["network_seconds"])))
-        line = f"{of['scan']}: {decimal(of['scratch_bytes'])} of logits{free}; networks {time} for what is left, by {by} on a {of['device']}"
+        time = timedelta(seconds=max(1, round(of["network_seconds"])) if of["slabs_left"] else 0)
+        left = f"{time} for the {of['slabs_left']:,} slabs that are left, by {by} on a {of['device']}"
+        line = f"{of['scan']}: {decimal(of['scratch_bytes'])} of logits{free}; networks {left}"
         results.print(line, soft_wrap=True, markup=False)
     return values
 

@@ -67,7 +67,7 @@ def heat_map(counts: Tally, title: str, *, dense: bool) -> bytes:
 
     found = maps(counts, dense=dense)
     colours = colormaps["magma"].with_extremes(bad="0.85")
-    figure = Figure(figsize=(6 * len(found) + 0.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(found), 5), layout="compressed")
     figure.suptitle(title, fontsize=10)
     rows, columns = (n * width for n, width in zip(counts.columns.shape, counts.width, strict=False))
     for axes, (name, scores) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):

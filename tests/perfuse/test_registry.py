@@ -83,7 +83,7 @@ def evaluation(truth_kind: str) -> Evaluation:
         "model": "models:/m/1",
         "class_name": "",
     }
-    numbers = dict.fromkeys(("threshold", "dice", "precision", "recall", "fbeta", "surface_dice"), 0.5)
+    numbers = dict.fromkeys(("threshold", "dice", "iou", "precision", "recall", "fbeta", "surface_dice"), 0.5)
     counts = {"truth_voxels": 1, "predicted_voxels": 1, "dice_bounds": (0.5, 0.5), "precision_bounds": (0.5, 0.5)}
     return Evaluation(**same, **numbers, **counts, truth_kind=truth_kind, baseline=Baseline("none", 0, 0))
 

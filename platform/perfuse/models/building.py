@@ -52,7 +52,7 @@ def build_shapes(network: Network) -> "Panels":
 
     try:
         with torch.device("meta"):
-            return build(network)
+            return build(network).to("meta")
     except RecipeError:  # a few encoders of smp compute with tensors while they are built
         return build(network).to("meta")
 

@@ -245,11 +245,10 @@ def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
 
 
 def _show_plan(plan: "Estimate", workers: Workers, *, as_json: bool) -> dict[str, Any]:
-    from datetime import timedelta
-
     from rich.filesize import decimal
 
     from perfuse.console import print_json, results
+    from perfuse_jobs.predict import time_left
 
     values = plan.model_dump()
     if as_json:
@@ -258,11 +257,9 @@ def _show_plan(plan: "Estimate", workers: Workers, *, as_json: bool) -> dict[str
     for name in ("slabs", "tiles", "skipped", "shards", "input_bytes", "scratch_bytes", "output_bytes"):
         shown = decimal(values[name]) if name.endswith("_bytes") else f"{values[name]:,}"
         results.print(f"{name.removesuffix('_bytes'):<10}{shown:>12}")
-    left = timedelta(seconds=max(1, round(plan.network_seconds)) if plan.slabs_left else 0)
-    by = "one process" if workers.most == 1 else f"{workers} processes"
     lines = [
         f"memory    {decimal(plan.peak_bytes)} of each process besides the network, in slabs of {plan.slab_planes} planes",
-        f"time      {left} for the {plan.slabs_left:,} slabs that are left, by {by} on a {plan.device} like this one, now",
+        f"time      {time_left(plan, workers)} like this one, now",
         f"backends  {', '.join(plan.backends)}",
         f"numerics  probabilities within {plan.largest_difference:.2g} of float32, {plan.swapped:.3%} of voxels change sides",
     ]

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,13 @@ def planned(scan: Scan, model: Model, output: str, roi: Box | None, workers: Wor
     streams, alone = min(share.threads, MOST_STREAMS), min(os.cpu_count() or 1, MOST_STREAMS)
     pace = 1.0 if best_device() == "cuda" else streams / alone
     return estimate(scan, model, output, roi, memory_bytes=share.memory_bytes, workers=workers.most, pace=pace)
+
+
+def time_left(plan: Estimate, workers: Workers) -> str:
+    """How long the networks will take, of what, and by whom."""
+    left = timedelta(seconds=max(1, round(plan.network_seconds)) if plan.slabs_left else 0)
+    by = "one process" if min(workers.most, plan.slabs_left) < 2 else f"{workers} processes"
+    return f"{left} for the {plan.slabs_left:,} slabs that are left, by {by} on a {plan.device}"
 
 
 def _fill(prediction: Prediction, model: Model, workers: Workers) -> None:

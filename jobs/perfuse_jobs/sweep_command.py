@@ -92,33 +92,26 @@ def _class(model: "Model", name: str | None) -> int:
 
 
 def _show_plan(scans: "list[Scan]", wanted: "Sweep", workers: Workers, *, as_json: bool) -> dict[str, Any]:
-    from datetime import timedelta
-
     from rich.filesize import decimal
 
     from perfuse.console import print_json, results
     from perfuse.sweeping import OUTPUT, free_bytes
-    from perfuse_jobs.predict import planned
+    from perfuse_jobs.predict import planned, time_left
 
+    plans = [planned(scan, wanted.ensemble, OUTPUT, None, workers) for scan in scans]
+    free = [free_bytes(scan.url) for scan in scans]
     each = [
-        {
-            "scan": s.url,
-            **planned(s, wanted.ensemble, OUTPUT, None, workers).model_dump(),
-            "free_bytes": free_bytes(s.url),
-        }
-        for s in scans
+        {"scan": scan.url, **plan.model_dump(), "free_bytes": room}
+        for scan, plan, room in zip(scans, plans, free, strict=True)
     ]
     values = {"combinations": len(wanted.choices) + len(wanted.to_fit), "seers": len(wanted.seers), "scans": each}
     if as_json:
         print_json(values)
         return values
     results.print(f"{values['combinations']} combinations of {values['seers']}: each model in each resolution")
-    by = "one process" if workers.most == 1 else f"{workers} processes"
-    for of in each:
-        free = "" if of["free_bytes"] is None else f" of {decimal(of['free_bytes'])} that are free"
-        time = timedelta(seconds=max(1, round(of["network_seconds"])) if of["slabs_left"] else 0)
-        left = f"{time} for the {of['slabs_left']:,} slabs that are left, by {by} on a {of['device']}"
-        line = f"{of['scan']}: {decimal(of['scratch_bytes'])} of logits{free}; networks {left}"
+    for scan, plan, room in zip(scans, plans, free, strict=True):
+        of = "" if room is None else f" of {decimal(room)} that are free"
+        line = f"{scan.url}: {decimal(plan.scratch_bytes)} of logits{of}; networks {time_left(plan, workers)}"
         results.print(line, soft_wrap=True, markup=False)
     return values
 

@@ -27,9 +27,19 @@ def truth_mask(scan: Scan, truth: str, box: Box) -> Mask:
 
 
 def counted_mask(scan: Scan, labels: Sequence[str], box: Box) -> Mask:
-    """Where scores are counted: where all these labels were given, sparse or not, and inside the organ if that is marked."""
-    given: Mask = reduce(np.logical_and, (scan.read_given(label, box) for label in labels))
-    return given & (scan.read_label(ORGAN, box) >= VESSEL) if ORGAN in scan.labels() else given
+    """Where scores are counted: where all these labels were given, sparse or not, and inside the organ if that is marked.
+
+    May be read-only, and take no memory.
+    """
+    limits = [scan.read_given(label, box) for label in labels if not _is_given(scan, label, box)]
+    if ORGAN in scan.labels():
+        limits.append(scan.read_label(ORGAN, box) >= VESSEL)
+    return reduce(np.logical_and, limits, np.broadcast_to(YES, box.shape))
+
+
+def _is_given(scan: Scan, label: str, box: Box) -> bool:
+    """Whether one of a label's boxes holds all of `box`."""
+    return any(given.box.intersect(box) == box for given in scan.label_boxes(label))
 
 
 def at_least(scan: Scan, prediction: str, threshold: int | None) -> Callable[[Box], Mask]:

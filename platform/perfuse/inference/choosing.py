@@ -48,24 +48,19 @@ class Choice(Frozen):
 
 
 def choose(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batches: int) -> Choice:
-    """The backend by which a member answers on a scan: what was chosen before, else what is measured now, and told.
+    """Measure by which backend a member answers on a scan, remember it, and say so.
 
     batches: of the whole job. Raises PerfuseError when the network answers by no backend.
     """
-    there = _remembered(scan, bundle, device)
-    if there is not None:
-        return there
     choice = _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, batches, trial)
     remember(scan, bundle, device, choice)
     say(f"{bundle.uri or 'this model'} on {device}: {choice}")
     return choice
 
 
-def foreseen(scan: Scan, bundle: Bundle, threshold: Threshold, device: str, batches: int) -> Choice:
-    """What was chosen before, else the usual backend, glimpsed at; nothing is compiled or remembered."""
-    del batches
-    there = _remembered(scan, bundle, device)
-    return there or _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, 0, glimpse)
+def foresee(scan: Scan, bundle: Bundle, threshold: Threshold, device: str) -> Choice:
+    """Glimpse at the usual backend; nothing is compiled or remembered."""
+    return _measure(bundle, _images(scan, bundle.contract.forward), threshold, device, 0, glimpse)
 
 
 def remember(scan: Scan, bundle: Bundle, device: str, choice: Choice) -> None:
@@ -74,8 +69,8 @@ def remember(scan: Scan, bundle: Bundle, device: str, choice: Choice) -> None:
     group.attrs["choice"] = choice.model_dump(mode="json")
 
 
-def _remembered(scan: Scan, bundle: Bundle, device: str) -> Choice | None:
-    """Unless it cannot be done here."""
+def remembered(scan: Scan, bundle: Bundle, device: str) -> Choice | None:
+    """What was chosen before, unless it cannot be done here."""
     group = scan.group.get(_place(bundle, device))
     if group is None or "choice" not in group.attrs:
         return None

@@ -3,7 +3,6 @@
 from perfuse.bundle import Model
 from perfuse.catalog import Scan
 from perfuse.geometry import Box
-from perfuse.inference.choosing import foreseen
 from perfuse.inference.planning import PredictionPlan, batches_of, plan
 from perfuse.inference.prediction import Prediction
 from perfuse.inference.preparing import prepare
@@ -40,7 +39,7 @@ def estimate(
     workers: processes that share the slabs, each at so many times the `pace` of this one. The rest, and what it raises, is as
     in `prepare`; PerfuseError for a network that does not answer.
     """
-    prediction = prepare(scan.url, model, output, roi=roi, memory_bytes=memory_bytes, chosen=foreseen)
+    prediction = prepare(scan.url, model, output, roi=roi, memory_bytes=memory_bytes, plan=True)
     choices = [member.choice for member in prediction.members]
     forwards = [member.forward for member in prediction.members]
     left = prediction.slabs_left()

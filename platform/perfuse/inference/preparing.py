@@ -1,14 +1,12 @@
 """From a scan and a model to the prediction that is wanted of them: checks, keys, and whether it is there already."""
 
-from collections.abc import Callable
-
 from perfuse import storage, volumes
 from perfuse.bundle import Bundle, Model
 from perfuse.catalog import LabelInfo, Scan
-from perfuse.contract import Fusion, Threshold, of_class
+from perfuse.contract import Fusion, of_class
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
-from perfuse.inference.choosing import Choice, choose
+from perfuse.inference.choosing import Choice, choose, foresee, remembered
 from perfuse.inference.grid import Grid
 from perfuse.inference.members import Member
 from perfuse.inference.planning import batches, thickest
@@ -19,9 +17,6 @@ from perfuse.labels import check_output
 from perfuse.memory import available_bytes
 from perfuse.models import best_device
 
-Chosen = Callable[[Scan, Bundle, Threshold, str, int], Choice]
-"""The backend of a member on a scan, by its threshold, the device and the batches of the whole job."""
-
 
 def prepare(
     scan_url: str,
@@ -30,14 +25,14 @@ def prepare(
     *,
     roi: Box | None = None,
     memory_bytes: int | None = None,
-    chosen: Chosen | None = None,
+    plan: bool = False,
 ) -> Prediction:
     """Check scan against contract, choose device, backend and the thickness of slabs, and give the work its key.
 
     roi: the voxels of the scan that are predicted; None: all. memory_bytes: what an actor may use besides the network; None:
-    what one process has `at_hand`. chosen: `choose`, unless told. Raises ContractError for a voxel size that the contract
-    forbids or a member named twice, ScanError for a missing scan or an output that cannot be written, PlanError when no slab
-    fits in memory or the region lies outside.
+    what one process has `at_hand`. plan: nothing will be run, so that backends are glimpsed at instead of being measured and
+    remembered. Raises ContractError for a voxel size that the contract forbids or a member named twice, ScanError for a
+    missing scan or an output that cannot be written, PlanError when no slab fits in memory or the region lies outside.
     """
     scan = Scan.open(scan_url)
     for name in model.class_names:
@@ -53,8 +48,13 @@ def prepare(
     members = []
     for bundle, slab in zip(model.members, slabs, strict=True):
         forward = bundle.contract.forward
-        count = batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab)
-        member = _member(scan, bundle, (chosen or choose)(scan, bundle, model.threshold, device, count), device, roi)
+        choice = remembered(scan, bundle, device)
+        if choice is None and plan:
+            choice = foresee(scan, bundle, model.threshold, device)
+        if choice is None:
+            count = batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab)
+            choice = choose(scan, bundle, model.threshold, device, count)
+        member = _member(scan, bundle, choice, device, roi)
         there = thickness(scan.group, member.scratch)
         members.append(member.model_copy(update={"slab": thickest(scan, forward, memory, there)}))
     keys = [member.key for member in members]

@@ -18,7 +18,7 @@ from perfuse.training import checkpoints
 from perfuse.training.job import TrainingJob
 from perfuse.training.optimisation import learning_rate
 from perfuse.training.pace import Pace
-from perfuse.training.recomputing import statistics_held
+from perfuse.training.recomputing import put_back, statistics, statistics_held
 from perfuse.training.state import State, encoder_of
 from perfuse.training.validation import validate
 
@@ -130,7 +130,7 @@ class _Step:
         if frozen:
             encoder_of(state.network, "frozen_encoder_steps").eval()
         state.optimiser.zero_grad(set_to_none=True)
-        statistics = [b.clone() for b in state.network.buffers()] if state.scaler.is_enabled() else []
+        before = statistics(state.network) if state.scaler.is_enabled() else []
         losses: Metrics = {}
         whole = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
@@ -140,7 +140,7 @@ class _Step:
             whole += found["loss"] * (len(batch["image"]) / self.whole)
             for name, value in found.items():
                 losses[name] = losses.get(name, 0.0) + value / len(batches)
-        self._update(statistics, frozen=frozen)
+        self._update(before, frozen=frozen)
         state.course.step(self._of_all_ranks(whole))
         return losses | {"learning_rate": rate}
 
@@ -174,7 +174,7 @@ class _Step:
             weighted.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()} | {f"{kind}_loss": part.detach() for kind, part in parts.items()}
 
-    def _update(self, statistics: list[torch.Tensor], *, frozen: bool) -> None:
+    def _update(self, before: list[torch.Tensor], *, frozen: bool) -> None:
         """Take the step: gradients clipped by value, then by norm. A frozen encoder's are dropped, on all ranks alike.
 
         One of fp16 whose gradients are not finite changes no weights, statistics or averages; the next are scaled by half.
@@ -195,5 +195,4 @@ class _Step:
         if state.scaler.get_scale() >= scale:
             state.average(recipe.ema_decay)
         else:
-            for buffer, value in zip(state.network.buffers(), statistics, strict=True):
-                buffer.copy_(value)
+            put_back(state.network, before)

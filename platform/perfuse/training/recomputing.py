@@ -32,11 +32,21 @@ def hold_fewer_activations(network: Panels) -> None:
 @contextmanager
 def statistics_held(network: nn.Module) -> Iterator[None]:
     """While gradients are computed: what is computed again counts no second time in the running statistics of batches."""
-    before = [buffer.clone() for buffer in network.buffers()]
+    before = statistics(network)
     yield
-    with torch.no_grad():
-        for buffer, value in zip(network.buffers(), before, strict=True):
-            buffer.copy_(value)
+    put_back(network, before)
+
+
+def statistics(network: nn.Module) -> list[torch.Tensor]:
+    """A copy of what a network counts of the batches that it sees."""
+    return [buffer.clone() for buffer in network.buffers()]
+
+
+@torch.no_grad()
+def put_back(network: nn.Module, before: list[torch.Tensor]) -> None:
+    """As if the network had seen nothing since its `statistics` were copied."""
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -27,10 +27,13 @@ def quickstart() -> Recipe:
 def vesselnn() -> Recipe:
     """Thin anisotropic two-photon stacks, as VesselNN's: planes along z only. Random initial weights: runs offline.
 
-    Stacks of different studies differ in contrast far more than in shape: dim vessels are lifted over a knee.
+    Stacks of different studies differ in contrast far more than in shape: dim vessels are lifted over a knee, and each crop is
+    brought to one mean and deviation.
     """
-    return quickstart().changed(
+    base = quickstart()
+    return base.changed(
         name="vesselnn",
+        network=base.network.changed(standardise=Standardisation()),
         axes=("z",),
         normalisation=Normalisation(knee=0.3),
         voxel_size_range=2.0,

@@ -3,11 +3,20 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from perfuse.errors import ContractError
 
 Axis = Literal["z", "y", "x"]
+
+
+def _each_once(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    if len(set(axes)) < len(axes):
+        raise ValueError("name each axis once")
+    return axes
+
+
+Axes = Annotated[tuple[Axis, ...], Field(min_length=1), AfterValidator(_each_once)]
 Blend = Literal["logit", "probability"]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 Turns = Literal["none", "flips", "quarters", "all"]
@@ -27,7 +36,13 @@ class Frozen(BaseModel):
         return type(self)(**(dict(self) | values))
 
 
-class Normalisation(Frozen):
+class Finite(Frozen):
+    """One whose numbers are numbers: neither infinite nor NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Normalisation(Finite):
     """Intensities to 0 and 1: between two percentiles of the whole scan, or by a fixed divisor; tails are kept up to `clip` beyond."""
 
     divisor: float | None = Field(None, gt=0)
@@ -48,7 +63,7 @@ class Normalisation(Frozen):
         return self
 
 
-class Standardisation(Frozen):
+class Standardisation(Finite):
     """Mean 0 and standard deviation 1 of each crop or tile, then a leaky clip: beyond low and high only `slope` is left."""
 
     low: float = Field(-3.0, lt=0)
@@ -56,7 +71,7 @@ class Standardisation(Frozen):
     slope: float = Field(1e-3, ge=0, le=1)
 
 
-class Network(Frozen):
+class Network(Finite):
     """A segmentation network; inputs are panels of `planes` planes, outputs are logits of the middle one or of each."""
 
     architecture: str = "unet"
@@ -131,14 +146,14 @@ def check_scales(scales: tuple[float, ...], tile: int) -> None:
             raise ValueError(f"scales: {scale:g} × tile {tile} = {tile * scale:g} pixels; a multiple of 32 is needed")
 
 
-class Forward(Frozen):
+class Forward(Finite):
     """All that decides the logits, besides the weights."""
 
     network: Network
     normalisation: Normalisation = Normalisation()
     voxel_size_um: tuple[float, float]
     """The finest and the coarsest in-plane voxel size that the model may be used on."""
-    axes: tuple[Axis, ...] = ("z", "y", "x")
+    axes: Axes = ("z", "y", "x")
     """Axes along which planes are segmented; logits are averaged over them."""
     tile: int = Field(256, ge=32, multiple_of=32)
     overlap: float = Field(0.25, ge=0, le=0.75)

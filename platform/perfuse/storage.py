@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -42,6 +43,14 @@ def join(url: str, *parts: str) -> str:
 def name_of(url: str) -> str:
     """The last part of a URL."""
     return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def beside(url: str, other: str) -> str:
+    """What a file means by a path that is relative to its own folder; absolute paths and URLs are what they are."""
+    if "://" in other:
+        return other
+    protocol, slashes, path = url.rpartition("://")
+    return protocol + slashes + posixpath.normpath(posixpath.join(posixpath.dirname(path), other))
 
 
 def public(url: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from perfuse import storage
 from perfuse.errors import RecipeError
 from perfuse.recipes import RECIPES, Recipe, differences, load_recipe, smoke
 from perfuse.recipes.checking import check_network
@@ -51,6 +52,39 @@ def test_a_base_lies_beside_its_file_and_lists_are_replaced(tmp_path: Path) -> N
     recipe = load_recipe(str(tmp_path / "below" / "top.yaml"), ["batch=3"])
     assert (recipe.name, recipe.steps, recipe.batch, len(recipe.losses)) == ("top", 7, 3, 1)
     assert (recipe.network.encoder, recipe.network.planes, recipe.network.input_scale) == ("resnet18", 5, 2)
+
+
+def test_settings_reach_what_a_file_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "few.yaml").write_text("batch: 4\naugmentation: {warp: {chance: 1}}\n")
+    settings = ["network.planes=3", "losses.0.weight=2", "augmentation.warp.rotate=45", "axes=z,y"]
+    recipe = load_recipe(str(tmp_path / "few.yaml"), settings)
+    assert set(differences(recipe, Recipe(name="few"))) == {
+        "batch",
+        "augmentation.warp.chance",
+        "augmentation.warp.rotate",
+        "axes",
+        "network.planes",
+        "losses.0.weight",
+    }
+
+
+def test_a_file_switches_off_what_its_base_says_and_says_nothing_in_vain(tmp_path: Path) -> None:
+    (tmp_path / "turned.yaml").write_text("augmentation: {warp: {chance: 1, rotate: 45}}\n")
+    (tmp_path / "off.yaml").write_text("base: turned.yaml\naugmentation: {warp: {chance: 0}}\n")
+    assert load_recipe(str(tmp_path / "off.yaml")).augmentation.warp.chance == 0
+    (tmp_path / "vain.yaml").write_text("base: off.yaml\naugmentation: {warp: {rotate: 30}}\n")
+    with pytest.raises(RecipeError, match=r"warp\.rotate = 30"):
+        load_recipe(str(tmp_path / "vain.yaml"))
+    assert load_recipe(str(tmp_path / "vain.yaml"), ["augmentation.warp.chance=0.5"]).augmentation.warp.rotate == 30
+
+
+def test_a_recipe_and_its_base_lie_at_a_url() -> None:
+    storage.write_bytes("memory://recipes/base.yaml", b"base: sennet_5th\nsteps: 7\n")
+    storage.write_bytes("memory://recipes/top/mine.yaml", b"base: ../base.yaml\nbatch: 3\n")
+    recipe = load_recipe("memory://recipes/top/mine.yaml")
+    assert (recipe.name, recipe.steps, recipe.batch, recipe.criterion) == ("mine", 7, 3, "mean_surface_dice")
+    with pytest.raises(RecipeError, match=r"memory://recipes/absent\.yaml is no readable recipe"):
+        load_recipe("memory://recipes/absent.yaml")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +154,12 @@ def test_a_small_recipe_is_the_same_but_small(name: str) -> None:
     assert small.network.encoder_weights is None
     assert small.crop * small.network.input_scale * (2 if small.network.mosaic else 1) <= 128
     assert check_network(small) < 13e6
+
+
+@pytest.mark.parametrize(("scales", "tile"), [("0.75,1", 32 * 4), ("1,1.5", 64), ("0.25,2", 128)])
+def test_a_small_recipe_is_seen_at_all_sizes_of_the_whole(scales: str, tile: int, tmp_path: Path) -> None:
+    (tmp_path / "sizes.yaml").write_text(f"base: sennet_5th\nscales: [{scales}]\n")
+    assert load_recipe(str(tmp_path / "sizes.yaml"), smoke=True).tile == tile
 
 
 def test_settings_go_over_the_small_recipe() -> None:

@@ -1,13 +1,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 from pydantic import ValidationError
 
 from perfuse.contract import Standardisation
 from perfuse.errors import RecipeError
 from perfuse.recipes import RECIPES, Recipe, load_recipe, to_yaml
-from perfuse.training.optimisation import learning_rate
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,33 +20,6 @@ def test_a_built_in_recipe_survives_json_and_yaml(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["quickstart", "vesselnn"])
 def test_what_runs_offline_loads_no_weights(name: str) -> None:
     assert load_recipe(name).network.encoder_weights is None
-
-
-def test_the_sennet_systems_are_those_of_the_write_ups() -> None:
-    third, fifth, thirteenth = (RECIPES[f"sennet_{n}"]() for n in ("3rd", "5th", "13th"))
-    assert third.augmentation.warp.scale == (0.55, 1.05)
-    cycle = [learning_rate(third.changed(steps=1000), step) for step in range(1000)]
-    assert cycle == pytest.approx(one_cycle(1e-4, 1000), abs=1e-6)
-    assert (cycle[0], max(cycle), cycle[-1]) == pytest.approx((4e-6, 1e-4, 4e-10), rel=1e-3)
-    assert [(t.kind, t.weight) for t in fifth.losses] == [("boundary_bce", 0.9), ("dice", 0.01), ("focal", 0.18)]
-    assert [learning_rate(fifth, s) for s in (0, fifth.steps - 1)] == pytest.approx([3e-4, 3e-5])
-    ninth_epoch = thirteenth.steps * 9 // 15
-    assert learning_rate(thirteenth, ninth_epoch - 1) == 1e-4
-    assert learning_rate(thirteenth, thirteenth.steps - 1) == pytest.approx(1e-6)
-    assert learning_rate(thirteenth, ninth_epoch + 30_000) < 9e-5
-    assert (thirteenth.crop * 2, thirteenth.batch * thirteenth.accumulate) == (512, 32)
-
-
-def one_cycle(rate: float, steps: int) -> list[float]:
-    """The learning rates of PyTorch's own schedule."""
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, cycle_momentum=False)
-    rates = []
-    for _ in range(steps):
-        rates += schedule.get_last_lr()
-        optimiser.step()
-        schedule.step() if len(rates) < steps else None
-    return rates
 
 
 def test_settings_replace_values_of_every_kind() -> None:
@@ -106,11 +77,63 @@ def test_none_and_nothing_take_values_away() -> None:
         ("axes=[z", "neither a list"),
         ("network.planes=2", "odd"),
         ("crop=100", "multiple of 32"),
+        ("name.x.y=1", "Unknown key 'name.x.y'"),
+        ("losses.-1.weight=2", r"Did you mean losses\.0\.weight\?"),
+        ("learning_rate=inf", "finite number"),
+        ("losses.0.weight=inf", "finite number"),
+        ("network.standardise={high: .inf}", "finite number"),
+        ("schedule=[{kind: constant, share: inf}]", "finite number"),
+        ("axes=z,z", "name each axis once"),
     ],
 )
 def test_what_cannot_be_set_is_refused_with_what_can(setting: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe("quickstart", [setting])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("quickstart", ["augmentation.warp.rotate=45"], r"warp\.rotate = 45.* Set augmentation\.warp\.chance above 0"),
+        ("quickstart", ["augmentation.warp={scale: [0.8, 1]}"], r"warp\.scale = "),
+        ("quickstart", ["augmentation.blur=gauss"], r"Set augmentation\.blur_chance above 0"),
+        ("quickstart", ["augmentation.blur_chance=0.5"], r"Set augmentation\.blur to gauss"),
+        ("quickstart", ["augmentation.deformation.strength=0.1"], r"Set augmentation\.deformation\.chance above 0"),
+        ("quickstart", ["augmentation.gamma=0.5", "augmentation.gamma_chance=0"], r"gamma = 0\.5 changes nothing"),
+        ("quickstart", ["sampling.overlap=0.5"], r"Set sampling\.order to grid"),
+        ("sennet_3rd", ["sampling.foreground_share=0.9"], r"Set sampling\.order to random"),
+        ("quickstart", ["sampling.by_coverage=false", "sampling.order=grid"], r"Set sampling\.order to random"),
+        ("quickstart", ["momentum=0.5"], "Set optimiser to sgd"),
+        ("sennet_5th", ["normalisation.lower_percent=3"], r"Set normalisation\.divisor to none"),
+        ("sennet_3rd", [f"encoder_digest={'0' * 64}", "init_from=run"], "Set init_from to none"),
+        ("quickstart", ["schedule=[{kind: constant, share: 1, end: 0.1}]"], r"schedule\.0\.end = 0\.1 changes nothing"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_refused_with_what_it_needs(
+    name: str, settings: list[str], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(name, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sennet_5th", ["augmentation.warp.chance=0"]),
+        ("sennet_5th", ["sampling.order=random"]),
+        ("perfuse_base", ["normalisation.divisor=65536"]),
+        ("quickstart", ["augmentation.gamma=0", "augmentation.gamma_chance=0"]),
+        ("quickstart", ["sampling.foreground_share=0.7", "sampling.order=grid"]),
+        ("quickstart", ["augmentation.warp.rotate=45", "augmentation.warp.chance=1"]),
+        ("quickstart", ["schedule=[{kind: constant, share: 1, start: 0.5}]"]),
+    ],
+)
+def test_what_a_base_says_may_be_switched_off_and_what_counts_be_set(
+    name: str, settings: list[str], tmp_path: Path
+) -> None:
+    recipe = load_recipe(name, settings)
+    (tmp_path / f"{name}.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(str(tmp_path / f"{name}.yaml")) == recipe
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perfuse.contract import Blend, Frozen
+from perfuse.contract import Blend, Finite, Frozen
 
 Names = tuple[str, ...]
 Some = Annotated[Names, Field(min_length=1)]
@@ -59,7 +59,7 @@ class Train(Frozen):
         return self
 
 
-class Ensemble(Frozen):
+class Ensemble(Finite):
     """Choose the threshold of one model anew (tune), or of several as one, by their mean (ensemble)."""
 
     kind: Literal["tune", "ensemble"]
@@ -74,13 +74,9 @@ class Ensemble(Frozen):
     """Earlier ensembles, member by member siblings of this one's, whose scores stand for its own."""
     average: Blend | None = Field(None, exclude_if=lambda value: value is None)
     """What is averaged; None: what the models blend in, if it is one for all, else logits."""
-    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
-        (), exclude_if=lambda value: not value
-    )
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field((), exclude_if=lambda value: not value)
     """How much each model counts; empty: alike."""
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        (), exclude_if=lambda value: not value
-    )
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((), exclude_if=lambda value: not value)
     """By what each model's logits are divided, where logits are averaged; empty: 1."""
 
     @property

@@ -53,3 +53,12 @@ def unknown_key(key: str) -> str:
 def _numbered(key: str, like: str) -> str:
     number = ITEM.search(like)
     return ITEM.sub(number.group() if number else ".0", key)
+
+
+def flat(values: Any, above: str = "") -> dict[str, Any]:
+    """The values of nested mappings and lists of mappings, by dotted key."""
+    if isinstance(values, dict):
+        return {k: v for name, value in values.items() for k, v in flat(value, f"{above}{name}.").items()}
+    if isinstance(values, list) and any(isinstance(v, dict) for v in values):
+        return {k: v for at, value in enumerate(values) for k, v in flat(value, f"{above}{at}.").items()}
+    return {above.rstrip("."): values}

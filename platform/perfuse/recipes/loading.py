@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from perfuse import storage
 from perfuse.errors import RecipeError
 from perfuse.recipes.built_in import RECIPES
-from perfuse.recipes.keys import is_section, unknown_key
+from perfuse.recipes.keys import flat, is_section, unknown_key
 from perfuse.recipes.schema import Recipe
 from perfuse.recipes.smoke import smoke as shrunk
+from perfuse.recipes.unused import check_used
 
 FILES = (".yaml", ".yml")
 
@@ -26,15 +28,19 @@ def load_recipe(name: str, settings: Sequence[str] = (), *, smoke: bool = False)
     Keys of what is nested by dots. Values are words, none for no value, a,b for a list, or YAML in brackets:
     losses=[{kind: dice}]. Raises RecipeError that lists the valid choices.
     """
-    values = _named(name)
+    given: list[set[str]] = []
+    values = _named(name, given)
     if smoke:
         values = shrunk(_checked(name, values)).model_dump(mode="json")
+    given.append(set())
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set takes key=value, e.g. steps=100 or network.encoder=resnet34; got {setting!r}.")
-        _set(values, key.strip(), text.strip())
-    return _checked(name, values)
+        given[-1] |= _set(values, key.strip(), text.strip())
+    recipe = _checked(name, values)
+    check_used(recipe, given)
+    return recipe
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -44,7 +50,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     """Where two recipes differ: values of both by dotted key."""
-    left, right = (_flat(r.model_dump(mode="json")) for r in (a, b))
+    left, right = (flat(r.model_dump(mode="json")) for r in (a, b))
     return {
         k: (left.get(k), right.get(k))
         for k in [*left, *(k for k in right if k not in left)]
@@ -52,11 +58,12 @@ def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _named(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+def _named(name: str, given: list[set[str]], above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's values; to `given` it adds the keys of each file, from the base on, that does not give all there are."""
     if name in above:
         raise RecipeError(f"A recipe cannot be its own base: {' → '.join((*above, name))}.")
     if name.lower().endswith(FILES):
-        return _from_file(name, above)
+        return _from_file(name, given, above)
     if ":" in name:
         return _from_function(name)
     if name in RECIPES:
@@ -69,26 +76,28 @@ def _named(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     )
 
 
-def _from_file(name: str, above: tuple[str, ...]) -> dict[str, Any]:
-    path = Path(name)
+def _from_file(name: str, given: list[set[str]], above: tuple[str, ...]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(storage.read_bytes(name))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(
-            f"{path} is no readable recipe: {error}. `perfuse recipe show quickstart` prints one."
+            f"{name} is no readable recipe: {error}. `perfuse recipe show quickstart` prints one."
         ) from error
     if not isinstance(values, dict):
         raise RecipeError(
-            f"{path} holds no recipe: keys with values are wanted, as `perfuse recipe show quickstart` prints."
+            f"{name} holds no recipe: keys with values are wanted, as `perfuse recipe show quickstart` prints."
         )
-    base = values.pop("base", None)
+    base, called = values.pop("base", None), Path(name).stem
     if base is None:
-        return {"name": path.stem, **values}
-    if not isinstance(base, str):
-        raise RecipeError(f"{path}: base = {base!r} names no recipe. Built in: {', '.join(RECIPES)}.")
-    if base.lower().endswith(FILES):
-        base = str(path.parent / base)
-    return _merged(_named(base, (*above, name)), {"name": path.stem, **values})
+        under = Recipe(name=called).model_dump(mode="json")
+    elif isinstance(base, str):
+        base = storage.beside(name, base) if base.lower().endswith(FILES) else base
+        under = _named(base, given, (*above, name))
+    else:
+        raise RecipeError(f"{name}: base = {base!r} names no recipe. Built in: {', '.join(RECIPES)}.")
+    if not Recipe.model_fields.keys() <= values.keys():
+        given.append(set(flat(values)))
+    return _merged(under, {"name": called, **values})
 
 
 def _from_function(name: str) -> dict[str, Any]:
@@ -132,8 +141,8 @@ def _fault(fault: dict[str, Any]) -> str:
     return f"{place}: {said}" if isinstance(fault["input"], dict) else f"{place} = {fault['input']!r}: {said}"
 
 
-def _set(values: Any, key: str, text: str) -> None:
-    """Replace one value of a recipe; that the key exists and takes the value is checked with the whole."""
+def _set(values: Any, key: str, text: str) -> set[str]:
+    """Replace one value of a recipe; that it takes the value is checked with the whole. Returns the dotted keys given."""
     *above, last = key.split(".")
     try:
         for part in above:
@@ -147,7 +156,7 @@ def _set(values: Any, key: str, text: str) -> None:
         raise RecipeError(
             f"{key}: there is no such item; the list holds {len(values)}. Give all of them: key=[{{…}}, {{…}}]"
         ) from None
-    except (KeyError, AttributeError, ValueError):
+    except (KeyError, AttributeError, TypeError, ValueError):
         raise RecipeError(unknown_key(key)) from None
     given = _value(text)
     if isinstance(before, dict) and not isinstance(given, dict) and is_section(key):
@@ -155,10 +164,15 @@ def _set(values: Any, key: str, text: str) -> None:
     if isinstance(given, str) and (isinstance(before, (list, dict)) or "," in given):
         given = [item.strip() for item in given.split(",") if item.strip()]
     values[place] = given
+    return set(flat({key: given}))
 
 
 def _index(values: Any, part: str) -> Any:
-    return int(part) if isinstance(values, list) else part
+    if not isinstance(values, list):
+        return part
+    if not part.isdecimal():
+        raise KeyError(part)
+    return int(part)
 
 
 def _value(text: str) -> Any:
@@ -171,11 +185,3 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{text!r} is neither a list [a, b] nor a mapping {{key: value}}: {error}") from error
-
-
-def _flat(values: Any, above: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        return {k: v for name, value in values.items() for k, v in _flat(value, f"{above}{name}.").items()}
-    if isinstance(values, list) and any(isinstance(v, dict) for v in values):
-        return {k: v for at, value in enumerate(values) for k, v in _flat(value, f"{above}{at}.").items()}
-    return {above.rstrip("."): values}

@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from perfuse.contract import Frozen
+from perfuse.contract import Finite
 from perfuse.geometry import Spacing
 
 LEAST_SCALE, MOST_SCALE = 0.25, 4.0
 """Smaller pixels than these, in voxels, show nothing; larger ones are those of a coarser scan, not of an emulation."""
 
 
-class Sampling(Frozen):
+class Sampling(Finite):
     """Which crops are seen."""
 
     order: Literal["random", "grid"] = "random"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perfuse.contract import Axis, Blend, Forward, Frozen, Network, Normalisation, Scale, Turns, Window, check_scales
+from perfuse.contract import Axes, Blend, Finite, Forward, Network, Normalisation, Scale, Turns, Window, check_scales
 from perfuse.recipes.sampling import Sampling
 
 Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
@@ -16,7 +16,7 @@ WINDOW = 0.1
 """Share of all steps over whose mean it is judged whether the loss has converged."""
 
 
-class Warp(Frozen):
+class Warp(Finite):
     """Shift, scale and rotation about the middle of a crop, in one resampling."""
 
     chance: float = Chance
@@ -34,7 +34,7 @@ class Warp(Frozen):
         return self
 
 
-class Deformation(Frozen):
+class Deformation(Finite):
     """A smooth displacement, in the same resampling as the warp: one of `kinds`, by turns."""
 
     chance: float = Chance
@@ -43,7 +43,7 @@ class Deformation(Frozen):
     """The largest displacement, in crops; beyond a fifth, crops could fold."""
 
 
-class Augmentation(Frozen):
+class Augmentation(Finite):
     """Random changes of a crop; each a pure function of seed, step and position in the batch."""
 
     flips: float = Field(0.5, ge=0, le=1)
@@ -84,7 +84,7 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
 """Which fields of a `Loss` each kind takes, besides its weight."""
 
 
-class Loss(Frozen):
+class Loss(Finite):
     """One term of the loss, on logits, over known pixels."""
 
     kind: Literal["bce", "boundary_bce", "dice", "focal", "tversky", "boundary_dou", "signed_distance", "surface_dice"]
@@ -120,7 +120,7 @@ class Loss(Frozen):
         return self
 
 
-class Phase(Frozen):
+class Phase(Finite):
     """A stretch of the learning rate's schedule."""
 
     kind: Literal["constant", "linear", "cosine"]
@@ -135,7 +135,7 @@ Labels = Annotated[tuple[str, ...], Field(min_length=1)]
 Classes = Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Labels], Field(min_length=2)]
 
 
-class Recipe(Frozen):
+class Recipe(Finite):
     """All that decides a training, besides the voxels."""
 
     name: str
@@ -157,7 +157,7 @@ class Recipe(Frozen):
     a gap of a crop. For those who have one donor only: it tells little about others."""
     network: Network = Network()
     normalisation: Normalisation = Normalisation()
-    axes: tuple[Axis, ...] = Field(("z", "y", "x"), min_length=1)
+    axes: Axes = ("z", "y", "x")
     voxel_size_range: float = Field(1.5, ge=1)
     """Inference is allowed on pixels this factor finer or coarser than those trained on."""
     crop: int = Field(128, ge=32, multiple_of=32)

@@ -28,7 +28,7 @@ def smoke(recipe: Recipe) -> Recipe:
     return recipe.changed(
         network=network,
         crop=min(recipe.crop, side),
-        tile=min(recipe.tile, side),
+        tile=_tile(recipe, side),
         batch=min(recipe.batch, BATCH),
         steps=steps,
         validate_every=min(recipe.validate_every, steps),
@@ -38,3 +38,9 @@ def smoke(recipe: Recipe) -> Recipe:
         gradient_checkpointing=False,
         learning_rate=max(recipe.learning_rate, RATE),
     )
+
+
+def _tile(recipe: Recipe, most: int) -> int:
+    """The largest tile up to `most` pixels that can be seen at all sizes of the recipe, or else the smallest."""
+    seen = [n for n in range(32, recipe.tile + 1, 32) if all(n * scale % 32 == 0 for scale in recipe.scales)]
+    return max((n for n in seen if n <= most), default=seen[0])

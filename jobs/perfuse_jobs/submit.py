@@ -9,16 +9,19 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from perfuse import storage
 from perfuse.console import say
 from perfuse.errors import PerfuseError, ServerError
+from perfuse.recipes.loading import FILES
+from perfuse_jobs.carried import carried
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 PACKAGES = ("perfuse", "perfuse_ingest", "perfuse_jobs", "perfuse_serving")
 PASSED_ON = ("MLFLOW_TRACKING_URI", "PERFUSE_STORAGE", "PERFUSE_WORKDIR")
 """Variables that a job inherits from its submitter. Credentials are the nodes' own: a job's metadata are public."""
+
+WEIGHTS = "PERFUSE_ENCODER_WEIGHTS"
+"""A job inherits it too where it is a URL; a folder is one of the nodes."""
 
 STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """Time for a job that is told to stop to finish its step and write a checkpoint; Ray else kills it after three seconds."""
@@ -41,15 +47,20 @@ def submit(words: Sequence[str], *, address: str | None = None, wait: bool = Tru
     Raises ServerError when no cluster answers there, PerfuseError for words that cannot mean the same on its nodes.
     """
     check_words(words)
+    sent, own = carried(words)
     with jobs_client(address) as client:
-        job = start(client, shlex.join(["python", "-m", "perfuse.cli", *words]))
-        say(f"Job {job}: perfuse {shlex.join(words)}")
+        job = start(client, shlex.join(["python", "-m", "perfuse.cli", *sent]), own)
+        say(f"Job {job}: perfuse {shlex.join(sent)}")
         return follow(client, job) if wait else 0
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse relative paths, which mean another folder on the nodes; warn of absolute ones, which nodes may not see."""
-    paths = [w for w in words if "/" in w and not storage.is_remote(w) and Path(w).exists()]
+    """Refuse relative paths, which mean another folder on the nodes; warn of absolute ones, which nodes may not see.
+
+    Recipe and campaign files are none of them: they go with the job.
+    """
+    elsewhere = [w for w in words if "/" in w and not storage.is_remote(w) and not w.lower().endswith(FILES)]
+    paths = [w for w in elsewhere if Path(w).exists()]
     for path in paths:
         if not Path(path).is_absolute():
             raise PerfuseError(
@@ -90,16 +101,18 @@ def jobs_client(address: str | None = None) -> "Iterator[JobSubmissionClient]":
             os.environ[variable] = before
 
 
-def start(client: "JobSubmissionClient", entrypoint: str) -> str:
-    """Submit a shell command with this code as its working folder; returns the job's id."""
+def start(client: "JobSubmissionClient", entrypoint: str, own: Mapping[str, Path] = MappingProxyType({})) -> str:
+    """Submit a shell command with this code, and what of the user's own is `carried`, as its working folder; returns the job's id."""
     with tempfile.TemporaryDirectory(prefix="perfuse-job-") as folder:
-        stage(Path(folder))
+        stage(Path(folder), own)
         runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": passed_on() | STOPPING}
         return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
 
 
-def stage(folder: Path) -> None:
+def stage(folder: Path, own: Mapping[str, Path] = MappingProxyType({})) -> None:
     """Lay the packages side by side, with the metadata by which they are found: what `pip install --target` makes.
+
+    own: files and folders of the user to lay beside them, by place.
 
     A folder beats a wheel here: Ray puts a job's working folder first on the path of every process, so nothing is
     installed, and entry points are found beside the code, before those of a perfuse that a node's image may hold.
@@ -108,8 +121,10 @@ def stage(folder: Path) -> None:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise PerfuseError(f"The package {package} is not installed here, so it cannot be shipped. Run make setup.")
-        source = spec.submodule_search_locations[0]
-        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        _lay(Path(spec.submodule_search_locations[0]), folder / package)
+    for place, path in own.items():
+        if place not in PACKAGES:
+            _lay(path, folder / place)
     about = distribution("perfuse")
     metadata = folder / f"perfuse-{about.version}.dist-info"
     metadata.mkdir()
@@ -117,9 +132,19 @@ def stage(folder: Path) -> None:
         (metadata / name).write_text(about.read_text(name) or "")
 
 
+def _lay(source: Path, place: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, place)
+
+
 def passed_on() -> dict[str, str]:
     """The submitter's settings that a job inherits; those that hold a password stay here, and it is said."""
     settings = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    if storage.is_remote(weights := os.environ.get(WEIGHTS, "")):
+        settings[WEIGHTS] = weights
     secret = [name for name, value in settings.items() if urlsplit(value).password is not None]
     for name in secret:
         say(f"Note: {name} holds a password and is not sent; set it in the environment of the cluster's nodes.")

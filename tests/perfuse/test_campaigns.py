@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import yaml
 
+from perfuse import storage
 from perfuse.campaigns import CAMPAIGNS, Roles, load_campaign, plan_campaign
 from perfuse.campaigns.cost import LEARNING, SUSTAINED, costs
 from perfuse.campaigns.leakage import check
@@ -210,6 +211,22 @@ def test_settings_that_mean_nothing_are_refused(scans, setting, match):
         load_campaign("sennet_3rd", scans, [setting])
     with pytest.raises(CampaignError, match="Built in: sennet_3rd, sennet_5th, sennet_13th"):
         load_campaign("sennet_4th", scans)
+
+
+def test_recipes_lie_beside_a_campaign_also_at_a_url(scans, tmp_path):
+    def trained(url, *settings):
+        plan = plan_campaign(load_campaign(url, scans, settings), scans, "scans", donors_of=no_model)
+        return [(p.recipe.name, p.recipe.batch, p.recipe.network.planes) for p in plan.stages]
+
+    stages = [TRAIN_A, {**TRAIN_A, "name": "second", "recipe": "sub/two.yaml"}]
+    files = {"rounds": {"recipe": "few.yaml", "stages": stages}, "few": {"batch": 4}, "sub/two": {"batch": 2}}
+    for folder in (f"{tmp_path}/study", "memory://study"):
+        for name, values in files.items():
+            storage.write_bytes(f"{folder}/{name}.yaml", yaml.safe_dump(values).encode())
+        assert trained(f"{folder}/rounds.yaml", "recipe.network.planes=3") == [("few", 4, 3), ("two", 2, 3)]
+    assert trained("memory://study/rounds.yaml", f"recipe={tmp_path}/study/few.yaml") == [("few", 4, 1)] * 2
+    with pytest.raises(CampaignError, match=r"memory://study/none\.yaml is no readable campaign"):
+        load_campaign("memory://study/none.yaml", scans)
 
 
 def test_stages_that_name_nobody_are_refused(scans, tmp_path):

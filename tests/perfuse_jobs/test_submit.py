@@ -47,6 +47,10 @@ def test_settings_travel_and_passwords_do_not(
     monkeypatch.delenv("PERFUSE_WORKDIR", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@mlflow:5000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame")
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", "s3://bucket/encoders")
+    sent = {"PERFUSE_STORAGE": "s3://bucket/runs", "PERFUSE_ENCODER_WEIGHTS": "s3://bucket/encoders"}
+    assert submit.passed_on() == sent
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", "/home/somebody/encoders")
     assert submit.passed_on() == {"PERFUSE_STORAGE": "s3://bucket/runs"}
     said = capsys.readouterr().err
     assert "MLFLOW_TRACKING_URI holds a password" in said
@@ -64,6 +68,72 @@ def test_a_relative_path_is_refused_and_an_absolute_one_is_noted(
     assert "path on this machine" in capsys.readouterr().err
     submit.check_words(["train", "quickstart", "--data", "s3://bucket/scans"])
     assert capsys.readouterr().err == ""
+
+
+NETWORK = """from torch import nn
+class Net(nn.Conv2d):
+    def __init__(self, in_channels, classes):
+        super().__init__(in_channels, classes, 1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a recipe over another, whose network is the user's own, and a campaign of it."""
+    folder = tmp_path / "study"
+    for place, text in {
+        "recipes/thin.yaml": "base: ../wide.yaml\nsteps: 7\n",
+        "wide.yaml": "base: quickstart\nnetwork: {module: 'nets.small:Net'}\n",
+        "rounds.yaml": "recipe: recipes/thin.yaml\nstages: [{kind: train, name: first, scans: [dense]}]\n",
+        "nets/small.py": NETWORK,
+        "mine.py": "from perfuse.recipes import load_recipe\ndef tiny():\n    return load_recipe('quickstart', ['name=tiny'])\n",
+    }.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_files_and_modules_of_ones_own_go_with_the_job(own: Path, tmp_path: Path) -> None:
+    words = ["train", "recipes/thin.yaml", "--set=recipe=wide.yaml", "--data", "s3://b/scans.ome.zarr"]
+    submit.check_words(words)
+    sent, files = submit.carried(words)
+    assert sent == ["train", "files/recipes/thin.yaml", "--set=recipe=files/wide.yaml", *words[3:]]
+    nets = {"nets": own / "nets"}
+    assert (
+        files == {"files/recipes/thin.yaml": own / "recipes" / "thin.yaml", "files/wide.yaml": own / "wide.yaml"} | nets
+    )
+    absolute = str(own / "recipes" / "thin.yaml")
+    assert submit.carried(["train", absolute]) == (["train", "files/recipes/thin.yaml"], files)
+    assert set(submit.carried(["campaign", "rounds.yaml"])[1]) == {"files/rounds.yaml", *files}
+    assert submit.carried(["train", "mine:tiny"]) == (["train", "mine:tiny"], {"mine.py": own / "mine.py"})
+    assert submit.carried(["--set", "network.module=nets.small:Net"])[1] == nets
+    untouched = ["scan", "show", "s3://b/a.yaml", "models:/vessels/1", "/nodes/only.yaml", "torch.nn:Conv2d"]
+    assert submit.carried(untouched) == (untouched, {})
+
+    staged = tmp_path / "staged"
+    submit.stage(staged, {**files, "mine.py": own / "mine.py"})
+    assert (staged / "files" / "wide.yaml").is_file()
+    command = [sys.executable, "-m", "perfuse.cli", "recipe", "show", "mine:tiny"]
+    env = {**os.environ, "PYTHONPATH": str(staged)}
+    shown = subprocess.run(command, cwd=staged, env=env, capture_output=True, text=True, check=False)
+    assert yaml.safe_load(shown.stdout)["name"] == "tiny", shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: /etc/wide.yaml", "names /etc/wide.yaml, which cannot go with the job"),
+        ("stages: [{recipe: absent.yaml}]", "names absent.yaml"),
+        ("a: [", "cannot be read"),
+        (None, "my.yaml is not here"),
+    ],
+)
+def test_a_file_that_cannot_go_with_the_job_is_refused(own: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (own / "my.yaml").write_text(text)
+    with pytest.raises(PerfuseError, match=said):
+        submit.submit(["train", "my.yaml"])
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense"])
@@ -123,6 +193,13 @@ def test_a_submitted_verb_ends_as_it_would_here(cluster: dict[str, str]) -> None
     ended = run(cluster, "-m", "perfuse.cli", "submit", "--", "scan", "show", "/no/such/scan.ome.zarr", "--json")
     assert ended.returncode == 2
     assert "Error: /no/such/scan.ome.zarr is not a Zarr group" in ended.stdout
+
+
+def test_a_job_knows_ones_own_recipe_and_network(cluster: dict[str, str], own: Path) -> None:
+    ended = run(cluster, "-m", "perfuse.cli", "submit", "--", "recipe", "check", "recipes/thin.yaml", "--json")
+    assert ended.returncode == 0, ended.stdout
+    assert '"recipe": "thin"' in ended.stdout
+    assert '"network": "nets.small:Net"' in ended.stdout
 
 
 def test_a_job_that_nobody_waits_for_is_named(cluster: dict[str, str]) -> None:

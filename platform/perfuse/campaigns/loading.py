@@ -7,26 +7,28 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from perfuse import storage
 from perfuse.campaigns.built_in import CAMPAIGNS
 from perfuse.campaigns.roles import choose
 from perfuse.campaigns.schema import Campaign, Roles, Stage, Train
 from perfuse.catalog import Scan
+from perfuse.contract import Frozen
 from perfuse.errors import CampaignError
+from perfuse.recipes.loading import FILES
 
-FILES = (".yaml", ".yml")
 PARTS = tuple(Roles.model_fields)
 MEMBERS = "members"
-Kind = TypeVar("Kind", Roles, Campaign)
+Kind = TypeVar("Kind", bound=Frozen)
 
 
 def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = (), *, smoke: bool = False) -> Campaign:
-    """A built-in campaign, or that of a YAML file, for these scans.
+    """A built-in campaign, or that of a YAML file, relative to which its recipes' files lie, for these scans.
 
     Settings are key=value: a role and its specimens (validation=kidney_2), `members` of a built-in one, `recipe` for every
     training, `recipe.KEY` for a key of every training's recipe, or `STAGE.KEY` for one training's. smoke: a built-in one has
     only those members that differ as small networks, unless they are named. Raises CampaignError that lists what there is.
     """
-    values = _from_file(Path(name)) if name.lower().endswith(FILES) else None
+    values = _from_file(name) if name.lower().endswith(FILES) else None
     if values is None and name not in CAMPAIGNS:
         raise CampaignError(
             f"Unknown campaign {name!r}. Built in: {', '.join(CAMPAIGNS)}. A file's name ends in .yaml."
@@ -41,7 +43,7 @@ def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = ()
     elif members is not None:
         raise CampaignError(f"--set {MEMBERS} is for built-in campaigns; {name} lists its trainings itself.")
     else:
-        campaign = _validated(Campaign, name, {**values, "roles": roles})
+        campaign = _beside(name, _validated(Campaign, name, {**values, "roles": roles}))
     for key, value in split:
         if key not in (*PARTS, MEMBERS):
             campaign = _changed(campaign, key, value)
@@ -62,14 +64,26 @@ def _several(value: str) -> list[str]:
     return [v.strip() for v in value.split(",") if v.strip()]
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def _from_file(name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(storage.read_bytes(name))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CampaignError(f"{path} is no readable campaign: {error}.") from error
+        raise CampaignError(f"{name} is no readable campaign: {error}.") from error
     if not isinstance(values, dict):
-        raise CampaignError(f"{path} holds no campaign: name, recipe, roles and stages are wanted.")
-    return {"name": path.stem, **values}
+        raise CampaignError(f"{name} holds no campaign: name, recipe, roles and stages are wanted.")
+    return {"name": Path(name).stem, **values}
+
+
+def _beside(name: str, campaign: Campaign) -> Campaign:
+    """A file's campaign, whose recipes' files lie relative to it."""
+
+    def of(part: Kind) -> Kind:
+        recipe = getattr(part, "recipe", None)
+        if recipe is None or not recipe.lower().endswith(FILES):
+            return part
+        return part.model_copy(update={"recipe": storage.beside(name, recipe)})
+
+    return of(campaign).model_copy(update={"stages": tuple(of(stage) for stage in campaign.stages)})
 
 
 def _split(setting: str) -> tuple[str, str]:

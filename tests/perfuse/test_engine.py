@@ -95,15 +95,17 @@ def make(tmp_path, modules) -> MakeJob:
     return job
 
 
-def batches(job: TrainingJob, first: int, crops: int | None = None) -> Iterator[dict[str, Any]]:
-    """The crops of a training in a row, cut into batches from the number `first` on."""
-    size = crops or job.recipe.batch
+def batches(job: TrainingJob, first: int) -> Iterator[dict[str, Any]]:
+    """The crops of a training in a row, cut into batches from the number `first` on: the more known, the later in a step; first none."""
+    size = job.recipe.batch
+    step = size * job.recipe.accumulate
     for number in range(first, job.recipe.batches):
         parts = []
         for at in range(number * size, (number + 1) * size):
             rng = np.random.default_rng(at)
             image = rng.random((job.recipe.network.planes, 32, 32), np.float32)
-            parts.append((image, (image[:1] > 0.8).astype(np.float32), np.ones((1, 32, 32), np.float32)))
+            known = rng.random((1, 32, 32)) < (at % step / step) ** 4
+            parts.append((image, (image[:1] > 0.8).astype(np.float32), known.astype(np.float32)))
         image, target, known = (np.stack(p) for p in zip(*parts, strict=True))
         place = {"step": np.asarray(number), "position": np.arange(size)}
         yield place | {"image": image, "target": target, "known": known}
@@ -127,8 +129,15 @@ def assert_close(a: State, b: State, **tolerance: float) -> None:
 
 
 def test_batches_that_are_accumulated_are_one_large_batch(make) -> None:
-    large = trained(make(PLAIN, "batch=6"))
-    assert_close(trained(make(PLAIN, "batch=2", "accumulate=3")), large, rtol=1e-5, atol=1e-7)
+    """Also where they know different shares of their pixels, the first none; and the loss that is reported."""
+    losses = []
+
+    def report(step: int, metrics: dict[str, float], _: Any) -> None:
+        losses.append(metrics["loss"])
+
+    large = trained(make(PLAIN, "batch=6"), report=report)
+    assert_close(trained(make(PLAIN, "batch=2", "accumulate=3"), report=report), large, rtol=1e-5, atol=1e-7)
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-5)
     assert not torch.allclose(trained(make(PLAIN, "batch=2"))["network"]["head.bias"], large["network"]["head.bias"])
 
 
@@ -150,16 +159,15 @@ dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps"),
+    ("world", "settings", "steps"),
     [
-        (["frozen_encoder_steps=1", "clip_norm=0.5"], 4),
-        (["steps=40", "converged=0.05", "schedule=[{kind: constant, share: 1}]"], 36),
+        (3, ["frozen_encoder_steps=1", "clip_norm=0.5"], 4),
+        (2, ["steps=40", "converged=0.2", "schedule=[{kind: constant, share: 1}]"], 12),
     ],
 )
-def test_ranks_of_uneven_shares_take_the_steps_of_one_process(make, modules, settings, steps: int) -> None:
-    """Also the same number of them, when they end as the loss of all ranks has converged."""
-    world, settings = 2, ["batch=7", "accumulate=2", *settings]
-    alone, together = make(PLAIN, *settings), make(PLAIN, *settings)
+def test_ranks_of_uneven_shares_take_the_steps_of_one_process(make, modules, world, settings, steps: int) -> None:
+    """Of one batch, with all pixels that any of theirs knows. Also the same number, as the loss of all ranks has converged."""
+    alone, together = make(PLAIN, "batch=14", *settings), make(PLAIN, "batch=7", "accumulate=2", *settings)
     (modules / "test_engine_shares.py").write_text(Path(__file__).read_text())
     (modules / "rank.py").write_text(RANK)
     (modules / "job.json").write_text(together.model_dump_json())

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
 from perfuse.errors import RecipeError, ShapeMismatchError
-from perfuse.losses import LOSSES, combined
+from perfuse.losses import LOSSES, WEIGHTS, combined, sizes
 from perfuse.losses.pixelwise import bce, focal
 from perfuse.losses.region import dice, tversky
 from perfuse.recipes import Loss, load_recipe
@@ -107,6 +107,20 @@ def test_a_perfect_prediction_is_the_minimum(term: Loss, crop) -> None:
 def test_the_target_itself_is_the_minimum_where_it_is_soft(term: Loss, crop) -> None:
     logits, target, known = crop
     assert loss(term, target.logit(), target, known).item() <= loss(term, logits, target, known).item() + 1e-12
+
+
+@pytest.mark.parametrize("term", [t for t in TERMS if t.kind in WEIGHTS], ids=lambda t: t.kind)
+@pytest.mark.parametrize("seen", [[0.9, 0.05, 0.4], [0.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
+def test_a_mean_over_pixels_of_a_step_is_that_of_its_batches_by_their_shares(term: Loss, seen: list[float]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits, target, chance = (torch.rand((6, 2, 8, 8), generator=rng, dtype=torch.float64) for _ in range(3))
+    known = (chance < torch.tensor(seen).repeat_interleave(2).view(6, 1, 1, 1)).double()
+    whole, _ = combined([term], logits, target, known, 2)
+    parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
+    each = torch.stack([sizes([term], target[part], known[part], 2) for part in parts])
+    shares = each / each.sum(0).clamp(min=1)
+    sums = [combined([term], logits[p], target[p], known[p], 2, s)[0] for p, s in zip(parts, shares, strict=True)]
+    assert sum(sums).item() == pytest.approx(whole.item(), rel=1e-12, abs=1e-15)
 
 
 @every_loss

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from perfuse.errors import ShapeMismatchError
-from perfuse.losses.boundary import boundary_bce, boundary_dou, signed_distance
-from perfuse.losses.pixelwise import bce, focal
+from perfuse.losses.boundary import boundary_bce, boundary_dou, boundary_weight, signed_distance
+from perfuse.losses.pixelwise import bce, even_weight, focal
 from perfuse.losses.region import dice, tversky
 from perfuse.losses.surface import surface_dice
 
@@ -31,14 +31,28 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 """By kind of a recipe's loss; each takes its `Loss.settings` by name."""
 
+WEIGHTS: dict[str, Callable[..., Tensor]] = {
+    "bce": even_weight,
+    "boundary_bce": boundary_weight,
+    "focal": even_weight,
+    "signed_distance": even_weight,
+}
+"""What pixels weigh in those that are means of them, from target and known, with the same settings; the others are ratios of sums."""
+
 
 def combined(
-    terms: Sequence["Loss"], logits: Tensor, target: Tensor, known: Tensor, classes: int = 1
+    terms: Sequence["Loss"],
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor,
+    classes: int = 1,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the terms, and each term without its weight, by its kind; a second of a kind as `bce_2`.
 
     Of several classes a term is the mean over them, of each over its own volumes: all are [b, classes · planes, h, w], class by
     class. A class that nothing is known of adds 0 to that mean.
+    shares: float[terms, classes], what each counts for, where these crops are a part of a step (`sizes`); None: 1.
     Computed in at least float32, whatever the logits come in. Raises ShapeMismatchError unless all three have one shape.
     """
     if not logits.shape == target.shape == known.shape:
@@ -49,8 +63,25 @@ def combined(
     total, parts = logits.new_zeros(()), dict[str, Tensor]()
     with torch.autocast(logits.device.type, enabled=False):
         for number, term in enumerate(terms):
-            part = torch.stack([LOSSES[term.kind](*volume, **term.settings) for volume in volumes]).mean()
+            each = torch.stack([LOSSES[term.kind](*volume, **term.settings) for volume in volumes])
+            part = (each if shares is None else each * shares[number]).mean()
             before = sum(other.kind == term.kind for other in terms[:number])
             parts[f"{term.kind}_{before + 1}" if before else term.kind] = part
             total = total + term.weight * part
     return total, parts
+
+
+def sizes(terms: Sequence["Loss"], target: Tensor, known: Tensor, classes: int = 1) -> Tensor:
+    """What each term is a mean over: the weights of all its pixels, which add over batches; crops, for a ratio of sums.
+
+    float[terms, classes]. The loss of several batches as one is the sum of theirs, each by its share of the sizes.
+    """
+    volumes = list(zip(target.chunk(classes, 1), known.chunk(classes, 1), strict=True))
+    return torch.stack(
+        [
+            torch.stack([WEIGHTS[term.kind](*volume, **term.settings).sum() for volume in volumes])
+            if term.kind in WEIGHTS
+            else known.new_full((classes,), len(known))
+            for term in terms
+        ]
+    )

@@ -37,9 +37,15 @@ def boundary_bce(
 
     Divided by the sum of the weights, so that its size does not depend on the length of the boundary.
     """
-    edge = inner_boundary(target >= iso, known.bool(), volumetric=volumetric)
     each = binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return mean(each, known * (1 + boundary * edge))
+    return mean(each, boundary_weight(target, known, boundary, volumetric, iso))
+
+
+def boundary_weight(
+    target: Tensor, known: Tensor, boundary: float = 1.0, volumetric: bool = False, iso: float = 0.5
+) -> Tensor:
+    """1 + boundary on the inner boundary, 1 on other known pixels, else 0."""
+    return known * (1 + boundary * inner_boundary(target >= iso, known.bool(), volumetric=volumetric))
 
 
 def boundary_dou(logits: Tensor, target: Tensor, known: Tensor, iso: float = 0.5, smooth: float = 1.0) -> Tensor:

@@ -9,6 +9,11 @@ def mean(each: Tensor, weight: Tensor) -> Tensor:
     return (each * weight).sum() / weight.sum().clamp(min=1)
 
 
+def even_weight(target: Tensor, known: Tensor, **settings: float) -> Tensor:  # noqa: ARG001 - as `boundary_weight`
+    """1 for each known pixel, else 0."""
+    return known
+
+
 def bce(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
     """Mean binary cross entropy over known pixels; 0 when none is known."""
     return mean(binary_cross_entropy_with_logits(logits, target, reduction="none"), known)

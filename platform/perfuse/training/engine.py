@@ -11,7 +11,7 @@ import torch
 
 from perfuse.augmentation import augment
 from perfuse.errors import RecipeError
-from perfuse.losses import combined
+from perfuse.losses import combined, sizes
 from perfuse.models import Precision, best_device, check_logits, check_size, keep_freed_memory, resolve_precision
 from perfuse.recipes import Recipe
 from perfuse.training import checkpoints
@@ -25,6 +25,8 @@ from perfuse.training.validation import validate
 Report = Callable[[int, dict[str, float], dict[str, bytes]], None]
 """Called with the steps taken so far, metrics, and PNG pictures by name."""
 Batch = dict[str, Any]
+Crops = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Image, target and known, as the network and the losses see them."""
 Metrics = dict[str, torch.Tensor | float]
 
 REPORT_EVERY = 10
@@ -116,11 +118,9 @@ class _Step:
         self.state, self.network, self.recipe = state, network, recipe
         self.device, self.precision = device, precision
         self.world = world
-        self.whole = recipe.batch * recipe.accumulate / world
-        """Crops of a step, for each rank: by its share of them the loss of a rank's batch counts in the mean of ranks."""
 
     def __call__(self, batches: list[Batch]) -> Metrics:
-        """Learn from the batches; returns their mean losses, which are only waited for when they are looked at."""
+        """Learn from the batches; returns the losses of the step, of all ranks, which are only waited for when they are looked at."""
         recipe, state = self.recipe, self.state
         rate = learning_rate(recipe, state.course.position)
         for group in state.optimiser.param_groups:
@@ -131,31 +131,36 @@ class _Step:
             encoder_of(state.network, "frozen_encoder_steps").eval()
         state.optimiser.zero_grad(set_to_none=True)
         before = statistics(state.network) if state.scaler.is_enabled() else []
-        losses: Metrics = {}
-        whole = torch.zeros((), device=self.device)
-        for number, batch in enumerate(batches):
+        varied = [self._varied(batch) for batch in batches]
+        found = []
+        for number, (crops, shares) in enumerate(zip(varied, self._shares(varied), strict=True)):
             last = number == len(batches) - 1
             with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
-                found = self._backward(batch)
-            whole += found["loss"] * (len(batch["image"]) / self.whole)
-            for name, value in found.items():
-                losses[name] = losses.get(name, 0.0) + value / len(batches)
+                found.append(self._backward(crops, shares))
         self._update(before, frozen=frozen)
-        state.course.step(self._of_all_ranks(whole))
-        return losses | {"learning_rate": rate}
+        values = torch.stack([torch.stack(list(each.values())) for each in found]).sum(0)
+        losses = dict(zip(found[0], self._of_all_ranks(values) / self.world, strict=True))
+        state.course.step(losses["loss"])
+        return {**losses, "learning_rate": rate}
 
-    def _of_all_ranks(self, loss: torch.Tensor) -> torch.Tensor:
-        """The mean over the ranks where it matters to when they end, so that all end at the same step."""
-        if self.world > 1 and self.recipe.converged is not None:
-            torch.distributed.all_reduce(loss)
-            loss /= self.world
-        return loss
+    def _of_all_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Their sum, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
 
-    def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Add the gradients of one batch, and return its losses."""
+    def _shares(self, batches: list[Crops]) -> list[torch.Tensor | None]:
+        """What the terms of each batch count for, in the mean of ranks: their shares of the sizes of the whole step."""
+        if self.world == len(batches) == 1:
+            return [None]
+        each = torch.stack([sizes(self.recipe.losses, *crops[1:], len(self.recipe.classes)) for crops in batches])
+        return list(each * (self.world / self._of_all_ranks(each.sum(0)).clamp(min=1)))
+
+    def _varied(self, batch: Batch) -> Crops:
+        """The crops of a batch, on the device, augmented."""
         image, target, known = (_placed(batch[name], self.device) for name in ("image", "target", "known"))
         recipe = self.recipe
-        image, target, known = augment(
+        return augment(
             image,
             target,
             known,
@@ -166,10 +171,15 @@ class _Step:
             classes=len(recipe.classes),
             standardised=recipe.network.standardise is not None,
         )
+
+    def _backward(self, crops: Crops, shares: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Add the gradients of one batch, and return its losses, both by its shares of the step."""
+        recipe = self.recipe
+        image, target, known = crops
         with torch.autocast(self.device, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
             logits = self.network(image.contiguous(memory_format=torch.channels_last))
-        loss, parts = combined(recipe.losses, logits.float(), target, known, len(recipe.classes))
-        weighted = self.state.scaler.scale(loss * (len(image) / self.whole))
+        loss, parts = combined(recipe.losses, logits.float(), target, known, len(recipe.classes), shares)
+        weighted = self.state.scaler.scale(loss)
         with statistics_held(self.state.network) if recipe.gradient_checkpointing else nullcontext():
             weighted.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()} | {f"{kind}_loss": part.detach() for kind, part in parts.items()}

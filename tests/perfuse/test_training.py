@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from perfuse import storage
+from perfuse import organ_statistics, storage
 from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.errors import PerfuseError, RecipeError, ScanError
 from perfuse.geometry import Box
 from perfuse.models import build
 from perfuse.recipes import load_recipe
-from perfuse.training import TrainingJob, checkpoints, finished_bundle, is_finished, plan_job
+from perfuse.training import TrainingJob, checkpoints, finished_bundle, is_finished, plan_job, validation
 from perfuse.training.checkpoints import latest_step
 from perfuse.training.engine import train
 from perfuse.training.local import train_local
-from perfuse.training.validation import VOXELS, middle
+from perfuse.training.validation import VOXELS, middle, scored_box
 
 TINY = [
     "network.encoder=tu-test_resnet",
@@ -297,6 +297,27 @@ def test_the_box_of_validation_is_bounded_and_central(shape) -> None:
     assert 0 < box.size <= VOXELS
     for first, a, b, last in zip(whole.start, box.start, box.stop, whole.stop, strict=True):
         assert abs((a - first) - (last - b)) <= 1
+
+
+def test_a_checkpoint_is_judged_where_vessels_lie_in_the_organ(tmp_path, make_scan, monkeypatch) -> None:
+    """In neither the densest nor the emptiest of the boxes that hold any; in the middle where nothing is marked."""
+    monkeypatch.setattr(validation, "VOXELS", 16**3)
+    label, organ, train = (np.zeros((64, 128, 64), np.uint8) for _ in range(3))
+    label[2, 2, 2] = label[50:60, 2:12, 50:60] = label[4:8, 20:24, 50] = 255
+    label[:, 100, :] = 255
+    organ[:, :60, :] = 255
+    train[:8] = 255
+    for specimen, mask in zip("ave", (train, label, np.zeros_like(label)), strict=True):
+        scan = make_scan(
+            tmp_path / "scans", specimen, np.zeros(label.shape, np.uint16), {"human": mask, "organ": organ}
+        )
+        organ_statistics.refresh(scan)
+    job = _job(tmp_path / "scans", tmp_path, "validation=v,e")
+    found = {source.specimen: scored_box(source) for source in job.validation}
+    assert found == {"v": Box((0, 16, 48), (16, 32, 64)), "e": Box((24, 56, 24), (40, 72, 40))}
+    (marked,) = (source for source in job.validation if source.specimen == "v")
+    counts, _ = validation._score(marked, lambda source, box: np.full(box.shape, 200, np.uint8))
+    assert np.nanmax(counts.curve().dice) > 0
 
 
 def test_crops_that_would_be_mostly_mirror_images_are_refused_with_the_axes_that_are_left(folder, tmp_path) -> None:

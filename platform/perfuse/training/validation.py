@@ -1,4 +1,4 @@
-"""What a network scores on held-out donors while it trains: a box in the middle of each one's largest label, all thresholds at once."""
+"""What a network scores on held-out donors while it trains: a box of each one's label that holds vessels, all thresholds at once."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,11 +10,13 @@ import torch
 
 from perfuse.catalog import Scan
 from perfuse.contract import of_class
+from perfuse.counting import counted_mask
 from perfuse.geometry import Box, index3
 from perfuse.inference import probability
 from perfuse.metrics import CurveCounts, curve_counts
 from perfuse.pictures import one_slice
 from perfuse.recipes.schema import Criterion
+from perfuse.sampling.sources import Labelled
 from perfuse.training.job import Source, TrainingJob
 
 SCORES = ("val_dice", "val_surface_dice", "val_threshold", "val_score")
@@ -63,7 +65,7 @@ def _validate(
 
 
 class _Probabilities:
-    """What a network answers on boxes of scans, all classes at once: asked once, kept for the other classes."""
+    """What a network answers on boxes of scans, all classes at once: asked once, kept for other classes that are scored there."""
 
     def __init__(self, job: TrainingJob, network: torch.nn.Module) -> None:
         self.forward, self.network = job.forward(), network
@@ -92,16 +94,51 @@ def score(scans: Sequence[CurveCounts], criterion: Criterion) -> float:
 
 
 def _score(source: Source, probabilities: _Probabilities) -> tuple[CurveCounts, Slice]:
-    scan = Scan.open(source.url)
-    extent = source.extent(scan.shape_zyx)
-    box = middle(max((b.box.intersect(extent) for b in scan.label_boxes(source.label)), key=lambda b: b.size))
+    scan, box = Scan.open(source.url), scored_box(source)
     soft = probabilities(source, box)
-    values = scan.read_label(source.label, box)
-    truth, known = values >= 128, scan.read_known(source.label, box, values)
+    truth, known = _truth(scan, source.label, box)
     counts = curve_counts(np.pad(truth, 1), np.pad(soft, 1), known=np.pad(known, 1, constant_values=True))
     k = soft.shape[0] // 2
     image = scan.read_image(box)[k]
     return counts, (image, truth[k], soft[k])
+
+
+def _truth(scan: Scan, label: str, box: Box) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Where a label is vessel, and where that is counted: where it is known, inside the organ."""
+    values = scan.read_label(label, box)
+    return values >= 128, scan.read_known(label, box, values) & counted_mask(scan, (label,), box)
+
+
+@lru_cache(maxsize=64)
+def scored_box(source: Source) -> Box:
+    """The box of a scan that is scored while training, found by its label alone: the same whenever it is asked for.
+
+    Boxes of one size tile the largest box of the label. Of those that hold vessel inside the organ it is the median, by how
+    many voxels of the label's level that says where vessels are; the middle of all where nothing is marked.
+    """
+    scan = Scan.open(source.url)
+    extent = source.extent(scan.shape_zyx)
+    whole = max((b.box.intersect(extent) for b in scan.label_boxes(source.label)), key=lambda b: b.size)
+    size = middle(whole).shape
+    starts = [
+        np.linspace(a, b - n, -(-(b - a) // n)).astype(np.int64)
+        for a, b, n in zip(whole.start, whole.stop, size, strict=True)
+    ]
+    found, factor = Labelled(source, scan, whole).vessels
+    voxels, organ = np.maximum(found * factor, whole.start), scan.organ_share()
+    if organ is not None:
+        voxels = voxels[organ[tuple((voxels // scan.image.chunks).T)] > 0]
+    tiling = [len(s) for s in starts]
+    tiles = [np.searchsorted(s, v, side="right") - 1 for s, v in zip(starts, voxels.T, strict=True)]
+    counts = np.bincount(np.ravel_multi_index(tiles, tiling))
+    order = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]
+    for rank in sorted(range(len(order)), key=lambda k: abs(k - (len(order) - 1) // 2)):
+        at = np.unravel_index(order[rank], tiling)
+        start = index3([int(s[k]) for s, k in zip(starts, at, strict=True)])
+        box = Box(start, index3([a + n for a, n in zip(start, size, strict=True)]))
+        if np.logical_and(*_truth(scan, source.label, box)).any():
+            return box
+    return middle(whole)
 
 
 def middle(whole: Box) -> Box:

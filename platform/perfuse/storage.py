@@ -164,6 +164,16 @@ def write_parts(url: str, parts: Sequence[bytes]) -> None:
         partial.replace(path)
 
 
+def move_to(path: Path, url: str) -> None:
+    """Move a local file to a URL, whatever stands there; on one disk readers see the old or the new one, never a torn one."""
+    with reaching(url):
+        if not is_remote(url):
+            path.replace(local_path(url))
+            return
+        filesystem(url).put_file(str(path), url)
+        path.unlink()
+
+
 def remove_file(url: str) -> None:
     """Remove a file, if it is there."""
     with reaching(url), suppress(FileNotFoundError):
@@ -200,6 +210,12 @@ def remove_leftovers(url: str) -> None:
     if not is_remote(url):
         for path in local_path(url).rglob("*.partial"):
             path.unlink()
+
+
+def is_empty(url: str) -> bool:
+    """True for a folder without anything in it, or where there is nothing."""
+    with reaching(url):
+        return not exists(url) or not filesystem(url).ls(url, detail=False)
 
 
 def size_of(url: str) -> int:

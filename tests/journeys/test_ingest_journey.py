@@ -103,6 +103,8 @@ def test_bad_input_ends_with_one_message(
 def test_from_and_to_an_object_store(tmp_path: Path, s3_url: str) -> None:
     from perfuse import storage
     from perfuse.catalog import Scan
+    from perfuse.errors import ScanError
+    from perfuse_ingest.export import export
 
     slices = tmp_path / "slices"
     perfuse("phantom", str(slices), "--shape", "140,48,56", "--seed", "5")
@@ -128,6 +130,15 @@ def test_from_and_to_an_object_store(tmp_path: Path, s3_url: str) -> None:
     np.testing.assert_array_equal(scan.image[:], image)
     np.testing.assert_array_equal(scan.label("human")[:], truth)
     assert as_json("scan", "verify", url)["faults"] == []
+    for name in ("human.nii", "slices/"):
+        export(scan, "human", f"{s3_url}/out/{name}")
+        files.get(f"{s3_url}/out/{name}", f"{tmp_path}/out/{name}", recursive=True)
+    volume = np.frombuffer((tmp_path / "out/human.nii").read_bytes(), np.uint8, offset=352)
+    np.testing.assert_array_equal(volume.reshape(truth.shape), truth > 0)
+    stored = [tifffile.imread(p) for p in sorted((tmp_path / "out/slices").iterdir())]
+    np.testing.assert_array_equal(stored, truth)
+    with pytest.raises(ScanError, match="slices is not empty"):
+        export(scan, "human", f"{s3_url}/out/slices/")
     listed = as_json("scan", "ls", f"{s3_url}/scans")["scans"]
     assert [s["id"] for s in listed] == ["p1"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(listed)

@@ -1,6 +1,9 @@
+import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import nibabel
 import numpy as np
 import pytest
@@ -21,10 +24,14 @@ from perfuse_ingest.export.files import encode
 from perfuse_ingest.export.views import PIXELS
 from perfuse_ingest.ingest import ingest
 from perfuse_ingest.rle import decode
+from perfuse_ingest.shaping import Shaping
 
 SHAPE = (150, 40, 56)
 """Three slabs of a label, whose shards are 64 slices thick."""
 VOXEL_UM = (50.0, 25.0, 20.0)
+CROP = (3, 7, 11)
+"""Voxels of the source before the first of the scan."""
+ORIGIN_UM = (150.0, 175.0, 220.0)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +42,14 @@ def values() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def make_label(stack_folder):
-    """make_label(folder, values, voxel_size_um=(20, 20, 20)) → a scan with these values as its label `soft`."""
+    """make_label(folder, values, voxel_size_um=(20, 20, 20)) → a crop of a scan with these values as its label `soft`."""
 
     def make(folder: Path, values: np.ndarray, voxel_size_um: tuple[float, float, float] = (20.0,) * 3) -> Scan:
-        slices = stack_folder(folder / "slices", np.zeros(values.shape, np.uint16))
+        slices = stack_folder(folder / "slices", np.zeros(np.add(values.shape, CROP), np.uint16))
         url = str(folder / "k1.ome.zarr")
-        ingest(str(slices), url, voxel_size_um=voxel_size_um, specimen="k1", organ="kidney", mask=False)
+        crop = Shaping(crop=tuple(slice(first, None) for first in CROP))
+        about = {"specimen": "k1", "organ": "kidney", "mask": False, "shaping": crop}
+        ingest(str(slices), url, voxel_size_um=voxel_size_um, **about)
         writer = writer_for(Scan.open(url), "soft", "key")
         for task in writer.todo():
             writer.write(task, values[writer.tasks[task].slices])
@@ -52,7 +61,15 @@ def make_label(stack_folder):
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory, make_label, values) -> Scan:
-    return make_label(tmp_path_factory.mktemp("export"), values, VOXEL_UM)
+    made = make_label(tmp_path_factory.mktemp("export"), values, VOXEL_UM)
+    assert made.info.origin_um == ORIGIN_UM
+    return made
+
+
+@pytest.fixture
+def write(scan, tmp_path) -> Callable[..., Path]:
+    """write(name, threshold=None) → the file that the label was exported into."""
+    return lambda name, threshold=None: Path(export(scan, "soft", f"{tmp_path}/{name}", threshold))
 
 
 @given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2)))
@@ -60,8 +77,8 @@ def test_run_lengths_come_back(plane):
     np.testing.assert_array_equal(decode(encode(plane).encode(), plane.shape) > 0, plane)
 
 
-def test_a_table_is_what_the_competition_reads(scan, values, tmp_path):
-    lines = export(scan, "soft", str(tmp_path / "submission.csv"), 0.6).read_text().splitlines()
+def test_a_table_is_what_the_competition_reads(write, values):
+    lines = write("submission.csv", 0.6).read_text().splitlines()
     assert lines[0] == "id,rle"
     mask = values >= 153
     for number, (line, plane) in enumerate(zip(lines[1:], mask, strict=True)):
@@ -74,15 +91,47 @@ def test_a_table_is_what_the_competition_reads(scan, values, tmp_path):
         np.testing.assert_array_equal(flat.reshape(plane.shape), plane)
 
 
-def test_slices_and_volumes(scan, values, tmp_path):
+def test_slices_and_volumes(write, values):
     mask = values >= 128
-    folder = export(scan, "soft", f"{tmp_path}/slices/")
-    files = sorted(folder.iterdir())
+    files = sorted(write("slices/").iterdir())
     np.testing.assert_array_equal(np.stack([tifffile.imread(f) for f in files]), mask * 255)
+    with tifffile.TiffFile(files[7]) as tiff:
+        page, about = tiff.pages.first, tiff.imagej_metadata
+        per_cm = {axis: np.divide(*page.tags[f"{axis}Resolution"].value) for axis in "XY"}
+    assert per_cm == pytest.approx({"X": 1e4 / 20, "Y": 1e4 / 25})
+    assert (page.tags["ResolutionUnit"].value, about["unit"], about["spacing"]) == (3, "um", 50)
     for name in ("vessels.nii", "vessels.nii.gz"):
-        volume = nibabel.load(export(scan, "soft", str(tmp_path / name)))
+        volume = nibabel.load(write(name))
         np.testing.assert_array_equal(np.asarray(volume.dataobj).transpose(2, 1, 0), mask)
-        np.testing.assert_allclose(volume.header.get_zooms(), [0.02, 0.025, 0.05], rtol=1e-6)
+        affine = [[0.02, 0, 0, 0.22], [0, 0.025, 0, 0.175], [0, 0, 0.05, 0.15], [0, 0, 0, 1]]
+        for said in (volume.affine, volume.get_sform(), volume.get_qform()):
+            np.testing.assert_allclose(said, affine, rtol=1e-6, atol=1e-9)
+        assert volume.header.get_xyzt_units()[0] == "mm"
+
+
+def test_slices_do_not_mix_with_others(write, tmp_path):
+    write("slices/")
+    before = {f: f.read_bytes() for f in (tmp_path / "slices").iterdir()}
+    with pytest.raises(ScanError, match=r"slices is not empty.*Name a new one"):
+        write("slices/", 0.9)
+    assert {f: f.read_bytes() for f in (tmp_path / "slices").iterdir()} == before
+
+
+@pytest.mark.parametrize("ending", [".csv", ".nii.gz", ".ply", "/"])
+def test_a_store_holds_what_a_disk_does(scan, write, tmp_path, monkeypatch, ending):
+    monkeypatch.chdir(tmp_path)
+    there, here = f"memory://{tmp_path.name}/deep/v{ending}", write(f"v{ending}")
+    on_disk = {f.name: f.read_bytes() for f in (here.iterdir() if ending == "/" else [here])}
+    assert export(scan, "soft", there) == there.rstrip("/")
+    files = fsspec.filesystem("memory")
+    stored = {Path(f).name: files.cat_file(f) for f in files.find(f"{tmp_path.name}/deep")}
+    if ending == ".nii.gz":
+        on_disk, stored = ({n: gzip.decompress(data) for n, data in of.items()} for of in (on_disk, stored))
+    assert stored == on_disk
+    assert [p.name for p in tmp_path.iterdir()] == [here.name], "nothing else lies on the disk"
+    if ending == "/":
+        with pytest.raises(ScanError, match="is not empty"):
+            export(scan, "soft", there)
 
 
 def read_stl(path: Path) -> np.ndarray:
@@ -107,27 +156,29 @@ def volume_inside(corners: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6)
 
 
-def test_meshes_are_those_of_the_whole_volume(scan, values, tmp_path):
+def test_meshes_are_those_of_the_whole_volume(write, values):
     mask = np.pad(values >= 128, 1)
     vertices, triangles, _, _ = marching_cubes(mask.astype(np.float32), 0.5, spacing=VOXEL_UM)
     area = mesh_surface_area(vertices, triangles)
-    stl = read_stl(export(scan, "soft", str(tmp_path / "vessels.stl")))
+    vertices += ORIGIN_UM - np.array(VOXEL_UM)
+    stl = read_stl(write("vessels.stl"))
     assert len(stl) == len(triangles)
     a, b, c = stl["corners"].astype(float).transpose(1, 0, 2)
     np.testing.assert_allclose(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2, area, rtol=1e-5)
     assert volume_inside(stl["corners"]) == pytest.approx(mask.sum() * np.prod(VOXEL_UM), rel=0.1)
-    points, faces = read_ply(export(scan, "soft", str(tmp_path / "vessels.ply")))
+    points, faces = read_ply(write("vessels.ply"))
     assert (len(points), len(faces)) == (len(vertices), len(triangles))
-    np.testing.assert_allclose(np.sort(points, 0)[[0, -1]], np.sort(vertices[:, ::-1], 0)[[0, -1]] - VOXEL_UM[::-1])
+    for placed, whole in ((points, vertices), (stl["corners"].reshape(-1, 3), vertices[triangles].reshape(-1, 3))):
+        np.testing.assert_allclose(np.sort(placed, 0), np.sort(whole[:, ::-1], 0), rtol=1e-6)
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     there, counts = np.unique(edges, axis=0, return_counts=True)
     assert counts.max() == 1
     assert {tuple(e) for e in there.tolist()} == {tuple(e[::-1]) for e in there.tolist()}
 
 
-def test_a_picture_is_the_maximum_along_each_axis(scan, values, tmp_path):
+def test_a_picture_is_the_maximum_along_each_axis(write, values):
     """Voxels of 50 × 25 × 20 µm: each is 2.5, 1.25 and 1 pixels wide."""
-    picture = np.asarray(Image.open(export(scan, "soft", str(tmp_path / "vessels.png"), 0.6)))
+    picture = np.asarray(Image.open(write("vessels.png", 0.6)))
     seen = np.where(values >= 153, values, 0)
     depth, height, width = 375, 50, 56
     assert picture.shape == (depth, width + 1 + width + 1 + height)

@@ -1,11 +1,14 @@
 """Masks as tables of run lengths, as stacks of TIFF slices, and as NIfTI volumes."""
 
 import gzip
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from perfuse import storage
+from perfuse.errors import ScanError
 from perfuse_ingest.export.masks import Mask, Slabs
 
 _GZIP_LEVEL = 6
@@ -29,36 +32,45 @@ def encode(plane: Mask) -> str:
     return " ".join(map(str, np.stack([start + 1, stop - start], 1).ravel().tolist()))
 
 
-def write_slices(slabs: Slabs, out: Path) -> None:
-    """A folder of TIFF slices, 0 and 255, deflated, with the pixel size; slices that lie there already are replaced."""
+def write_slices(slabs: Slabs, url: str) -> None:
+    """A folder of TIFF slices, 0 and 255, deflated, with the voxel size (that along z as ImageJ has it).
+
+    Raises ScanError for a folder that is not empty: what lies there may be slices of another scan.
+    """
     import tifffile
 
-    out.mkdir(parents=True, exist_ok=True)
-    _, y_um, x_um = slabs.scan.info.voxel_size_um
+    if not storage.is_empty(url):
+        raise ScanError(
+            f"The folder {url} is not empty: slices would mix with what lies there. Name a new one, or empty it."
+        )
+    z_um, y_um, x_um = slabs.scan.info.voxel_size_um
     digits = max(4, len(str(slabs.scan.shape_zyx[0] - 1)))
     for first, mask in slabs:
         for number, plane in enumerate(mask, first):
+            slice_ = io.BytesIO()
             tifffile.imwrite(
-                out / f"{number:0{digits}d}.tif",
+                slice_,
                 plane.astype(np.uint8) * np.uint8(255),
                 compression="zlib",
                 resolution=(1e4 / x_um, 1e4 / y_um),
                 resolutionunit="CENTIMETER",
+                description=f"ImageJ=1.11a\nunit=um\nspacing={z_um}\n",
                 metadata=None,
             )
+            storage.write_bytes(storage.join(url, f"{number:0{digits}d}.tif"), slice_.getvalue())
 
 
 def write_nifti(slabs: Slabs, out: Path) -> None:
-    """NIfTI-1 of uint8, 0 and 1, in mm, with x the fastest axis as the format has it; compressed when its name ends in .gz."""
+    """NIfTI-1 of uint8, 0 and 1, in mm from the scan's origin, with x the fastest axis; compressed when its name ends in .gz."""
     import nibabel
 
     z, y, x = slabs.scan.shape_zyx
-    sizes = [um / 1000 for um in reversed(slabs.scan.info.voxel_size_um)]
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.uint8)
     header.set_data_shape((x, y, z))
     header.set_xyzt_units("mm")
-    affine = np.diag([*sizes, 1.0])
+    affine = np.diag([*reversed(slabs.scan.info.voxel_size_um), 1000.0]) / 1000
+    affine[:3, 3] = np.array(slabs.scan.info.origin_um[::-1]) / 1000
     header.set_sform(affine, code="scanner")
     header.set_qform(affine, code="scanner")
     header["vox_offset"], header["magic"] = 352, b"n+1"

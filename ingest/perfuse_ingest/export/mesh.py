@@ -41,9 +41,9 @@ def surface(slabs: Slabs) -> Iterator[tuple[Halves, npt.NDArray[np.int64]]]:
 
 
 def _placed(vertices: Halves, slabs: Slabs) -> npt.NDArray[np.float32]:
-    """Vertices as x, y, z in µm; a voxel's middle is its place."""
-    um = np.array(slabs.scan.info.voxel_size_um)
-    return np.asarray((vertices / 2 * um)[:, ::-1], np.float32)
+    """Vertices as x, y, z in µm; a voxel's middle is its place, that of the first the scan's origin."""
+    info = slabs.scan.info
+    return np.asarray((vertices / 2 * info.voxel_size_um + info.origin_um)[:, ::-1], np.float32)
 
 
 def write_stl(slabs: Slabs, out: Path) -> None:

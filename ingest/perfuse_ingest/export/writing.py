@@ -1,8 +1,10 @@
 """What a file's name says of how a label is written into it."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from perfuse import storage
 from perfuse.catalog import Scan
 from perfuse.contract import threshold_of
 from perfuse.errors import ScanError
@@ -14,7 +16,6 @@ from perfuse_ingest.export.views import write_projections, write_turning
 
 FORMATS: dict[str, tuple[Callable[[Slabs, Path], None], str]] = {
     ".csv": (write_table, "run lengths by slice, as the competition asks"),
-    "/": (write_slices, "a folder of TIFF slices"),
     ".nii": (write_nifti, "NIfTI"),
     ".nii.gz": (write_nifti, "NIfTI, compressed"),
     ".stl": (write_stl, "a mesh of triangles"),
@@ -24,27 +25,35 @@ FORMATS: dict[str, tuple[Callable[[Slabs, Path], None], str]] = {
 }
 
 
-def export(scan: Scan, label: str, out: str, threshold: float | None = None) -> Path:
-    """Write the voxels of a label from a threshold on into a file or a folder; returns its path.
+def export(scan: Scan, label: str, out: str, threshold: float | None = None) -> str:
+    """Write the voxels of a label from a threshold on into a file or a folder at any URL; returns that URL.
 
-    threshold: a probability; None: that of the model that made the label, else ½. The file appears when it is whole.
-    Raises ScanError for a label that is not there or a name that says no format.
+    threshold: a probability; None: that of the model that made the label, else ½. The file appears when it is whole: one for a
+    store is written here, then uploaded. Raises ScanError for a label that is not there, a name that says no format, or a folder
+    that is in use, and ServerError, before the work, for a store that cannot be reached.
     """
     own = own_threshold(scan.label_info(label))
     slabs = Slabs(scan, label, own if threshold is None else threshold_of(threshold))
+    url = storage.normal(out)
+    if out.endswith("/"):
+        write_slices(slabs, url)
+        return url
     ending = next((e for e in sorted(FORMATS, key=len, reverse=True) if out.lower().endswith(e)), None)
     if ending is None:
-        known = "; ".join(f"{e}: {what}" for e, (_, what) in FORMATS.items())
+        known = "; ".join([*(f"{e}: {what}" for e, (_, what) in FORMATS.items()), "/: a folder of TIFF slices"])
         raise ScanError(f"The name of the file says the format, and {out!r} says none. There are {known}.")
-    write, path = FORMATS[ending][0], Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if ending == "/":
-        write(slabs, path)
-        return path
-    unfinished = path.with_name(f".{path.name[: -len(ending)]}.unfinished{ending}")
-    try:
-        write(slabs, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    with tempfile.TemporaryDirectory(prefix=".perfuse-", dir=_beside(url)) as folder:
+        unfinished = Path(folder, f"unfinished{ending}")
+        FORMATS[ending][0](slabs, unfinished)
+        storage.move_to(unfinished, url)
+    return url
+
+
+def _beside(url: str) -> Path | None:
+    """The folder of a file on a disk, made where it is not there; None in a store, which is asked whether it can be reached."""
+    if storage.is_remote(url):
+        storage.exists(url)
+        return None
+    folder = storage.local_path(url).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

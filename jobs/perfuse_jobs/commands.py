@@ -92,7 +92,10 @@ def predict(
     weights: Weights = None,
     temperatures: Temperatures = None,
     roi: Annotated[
-        str | None, typer.Option(help="Only a box, z0:z1,y0:y1,x0:x1 in voxels, or in µm with um at the end.")
+        str | None,
+        typer.Option(
+            help="Only a box, z0:z1,y0:y1,x0:x1 in voxels, or with um at the end in µm, as a viewer shows them."
+        ),
     ] = None,
     preview: Annotated[
         int | None, typer.Option(min=1, help="On voxels as coarse as those of this level of the pyramid: a quick look.")

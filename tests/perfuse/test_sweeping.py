@@ -203,9 +203,17 @@ def test_members_count_as_said() -> None:
 
 
 def test_regions_are_read_in_voxels_and_micrometres(scan: Scan) -> None:
-    edge = scan.info.voxel_size_um[0]
     assert box_of("1:3,:5,2:", scan) == Box((1, 0, 2), (3, 5, 50))
-    assert box_of(f"{edge}:{3 * edge},0:{4.5 * edge},{2.5 * edge}:um", scan) == Box((1, 0, 2), (3, 5, 50))
+    placed = scan.info.model_copy(update={"voxel_size_um": (50.0, 20.0, 10.0), "origin_um": (-15.0, 1000.0, 3000.0)})
+    crop = Scan(scan.url, scan.group, placed)
+    assert box_of("1:3,:5,2:", crop) == Box((1, 0, 2), (3, 5, 50))
+    assert box_of("35:135,1000:1090,3015:um", crop) == Box((1, 0, 2), (3, 5, 50))
+    depth, rows, columns = SHAPE
+    whole = f"-15:{50 * depth - 15},1000:{1000 + 20 * rows},3000:{3000 + 10 * columns}um"
+    assert box_of(whole, crop) == box_of(":,:,:um", crop) == Box.whole(SHAPE)
+    for text in ("-65:35,:,:um", "36:37,:,:um", ":,0:1100,:um", ":,:,3100:3600um", ":,:,3100:3050um"):
+        with pytest.raises(PlanError, match=f"--roi {text}: the scan reaches over {whole}"):
+            box_of(text, crop)
     for text in ("1:3,2:4", "a:b,1:2,1:2", "1-3,2:4,5:6", "1.2.3:4,0:1,0:1"):
         with pytest.raises(PlanError, match="z0:z1,y0:y1,x0:x1"):
             box_of(text, scan)

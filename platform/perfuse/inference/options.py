@@ -95,21 +95,29 @@ def fused_otherwise(
 def box_of(text: str, scan: Scan) -> Box:
     """A region `z0:z1,y0:y1,x0:x1` of a scan in voxels, or in µm where it ends with `um`; what is left out reaches the scan's face.
 
-    In µm every voxel that the region touches belongs to it, counted from the outer face of the first.
+    µm are a viewer's: those of a crop begin at its origin, the centre of its first voxel. The voxels of the region are those whose
+    centres lie in it, from the first bound on, before the second. Raises PlanError for a region in µm beyond the scan, or of none.
     """
-    spans = [re.fullmatch(r"([\d.]*):([\d.]*)", part.strip()) for part in text.removesuffix("um").split(",")]
+    spans = [re.fullmatch(r"(-?[\d.]*):(-?[\d.]*)", part.strip()) for part in text.removesuffix("um").split(",")]
     try:
-        bounds = [(float(s[1] or 0), float(s[2]) if s[2] else None) for s in spans if s]
+        bounds = [[float(word) if word else None for word in s.groups()] for s in spans if s]
     except ValueError:
         bounds = []
     if len(bounds) != 3 or len(spans) != 3:
         raise PlanError(f"--roi {text}: write z0:z1,y0:y1,x0:x1 in voxels, or in µm with um at the end.")
-    edges = scan.info.voxel_size_um if text.endswith("um") else (1.0, 1.0, 1.0)
-    start = [math.floor(a / e + 1e-9) for (a, _), e in zip(bounds, edges, strict=True)]
-    stop = [
-        n if b is None else math.ceil(b / e - 1e-9) for (_, b), e, n in zip(bounds, edges, scan.shape_zyx, strict=True)
-    ]
-    return Box(index3(start), index3(stop))
+    um, ends = text.endswith("um"), list(zip(*bounds, strict=True))
+    edges, origin = (scan.info.voxel_size_um, scan.info.origin_um) if um else ((1.0,) * 3, (0.0,) * 3)
+    start, stop = (
+        index3([n if at is None else math.ceil((at - o) / e - 1e-6) for at, o, e, n in zip(*of_axes, strict=True)])
+        for of_axes in ((ends[0], origin, edges, (0, 0, 0)), (ends[1], origin, edges, scan.shape_zyx))
+    )
+    box = Box(start, stop)
+    if um and (box.empty or box.intersect(Box.whole(scan.shape_zyx)) != box):
+        reach = ",".join(f"{o:.9g}:{o + n * e:.9g}" for o, n, e in zip(origin, scan.shape_zyx, edges, strict=True))
+        raise PlanError(
+            f"--roi {text}: the scan reaches over {reach}um, and of that the region must hold a voxel's centre."
+        )
+    return box
 
 
 def _each(model: Model, change: Callable[[Forward, int], Forward]) -> Model:

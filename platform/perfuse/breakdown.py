@@ -1,13 +1,17 @@
-"""Where a prediction is good and where not: its scores slice by slice, and over the scan as seen from above."""
+"""Where a prediction is good and where not: its scores slice by slice, chunk by chunk, and over the scan as seen from above."""
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perfuse.counting import Tally
+from perfuse.counting import Part, Tally
+from perfuse.geometry import AXES
 from perfuse.metrics import ConfusionCounts, SurfaceCounts
 from perfuse.metrics.areas import area
 from perfuse.pictures import png
@@ -20,6 +24,7 @@ SURFACES = ("surface_area", "shared_surface_area", "surface_dice")
 TOLD_BY_SPARSE = {"true_positive", "false_negative", "recall"}
 """What truth tells that does not mark all vessels."""
 F_BETA = f"f{BETA:g}"
+TOLD = (*COUNTS, *SCORES, F_BETA, *SURFACES)
 Map = npt.NDArray[np.float64]
 
 
@@ -31,15 +36,39 @@ def per_slice(counts: Tally, *, dense: bool) -> str:
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["z", *COUNTS, *SCORES, F_BETA, *SURFACES])
+    rows.writerow(["z", *TOLD])
     for z, (plane, layer) in enumerate(zip(counts.planes, counts.layers, strict=True)):
-        of_slice, surface = ConfusionCounts.of_planes(plane[None]), SurfaceCounts(*layer)
-        values = {name: getattr(of_slice, name) for name in (*COUNTS, *SCORES)}
-        values[F_BETA] = of_slice.fbeta(BETA)
-        values |= zip(SURFACES, (surface.area, surface.shared_area, surface.surface_dice), strict=True)
-        told = {n: value for n, value in values.items() if (dense or n in TOLD_BY_SPARSE) and value == value}
-        rows.writerow([z, *(told.get(name, "") for name in values)])
+        rows.writerow([z, *_told(ConfusionCounts.of_planes(plane[None]), SurfaceCounts(*layer), dense=dense)])
     return text.getvalue()
+
+
+@contextmanager
+def per_chunk(path: Path | None, *, dense: bool) -> Iterator[Part | None]:
+    """What makes, of the chunks that `tally` tells of, rows of a CSV file, which is there once the block ends; without a path None.
+
+    A row says a chunk's first voxel, its voxels along each axis, and what stands in that of `per_slice`. A chunk's surface is that of
+    the cubes between its voxels and those before; chunks at the far faces have those there, too.
+    """
+    if path is None:
+        yield None
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow([*AXES, *(f"{axis}_voxels" for axis in AXES), *TOLD])
+            yield lambda chunk, *counts: rows.writerow([*chunk.start, *chunk.shape, *_told(*counts, dense=dense)])
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _told(voxels: ConfusionCounts, surface: SurfaceCounts, *, dense: bool) -> list[Any]:
+    """The values of the columns `TOLD`; empty where there is nothing to score, or where sparse truth says nothing."""
+    values = [getattr(voxels, name) for name in (*COUNTS, *SCORES)]
+    values += [voxels.fbeta(BETA), surface.area, surface.shared_area, surface.surface_dice]
+    said = zip(TOLD, values, strict=True)
+    return [value if (dense or name in TOLD_BY_SPARSE) and value == value else "" for name, value in said]
 
 
 def maps(counts: Tally, *, dense: bool) -> dict[str, Map]:

@@ -16,6 +16,8 @@ from perfuse.passes import BLOCK, Arrays, cut, over_cubes
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+Part = Callable[[Box, ConfusionCounts, SurfaceCounts], object]
+"""Is told of each part of a scan that is counted by itself, and of what is counted there."""
 VESSEL = np.uint8(128)
 """From here on a voxel of a truth is vessel."""
 NO, YES = np.bool_(False), np.bool_(True)
@@ -85,12 +87,17 @@ class Tally:
 
 
 def tally(
-    scan: Scan, labels: Sequence[str], predicted: Callable[[Box], Mask], width: tuple[int, int] = (BLOCK[1], BLOCK[2])
+    scan: Scan,
+    labels: Sequence[str],
+    predicted: Callable[[Box], Mask],
+    width: tuple[int, int] | None = None,
+    each: Part | None = None,
 ) -> Tally:
     """Count a mask against the first of some labels, where all of them were given.
 
-    width: of columns along y and x, which divide those of blocks.
+    width: of columns along y and x, which divide those of blocks; None: as those. each: is told of a column's part in each block.
     """
+    width = width or (BLOCK[1], BLOCK[2])
     depth, rows, columns = shape = scan.shape_zyx
     grid = (-(-rows // width[0]), -(-columns // width[1]))
     planes, layers = np.zeros((depth, 4), np.int64), np.zeros((depth, 4, CLASSES), np.int64)
@@ -113,6 +120,8 @@ def tally(
             own, beyond = of_surface[: len(of_planes)], of_surface[len(of_planes) :]
             layers[cell.slices[0]] += own
             layers[cell.stop[0] - 1] += beyond.sum(0)
+            if each is not None:
+                each(cell, ConfusionCounts.of_planes(of_planes), SurfaceCounts(*of_surface.sum(0)))
     return Tally(planes, layers, voxels, surfaces, width)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from perfuse.baseline import Baseline, baseline
 from perfuse.catalog import LabelInfo, Scan
-from perfuse.counting import NO, YES, Tally, at_least, counted_mask, tally, threshold_or_own, truth_mask
+from perfuse.counting import NO, YES, Part, Tally, at_least, counted_mask, tally, threshold_or_own, truth_mask
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3
 from perfuse.metrics import (
@@ -75,13 +75,16 @@ def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = No
 
 
 def count(
-    scan: Scan, prediction: str, truth: str, threshold: int | None = None, width: tuple[int, int] | None = None
+    scan: Scan,
+    prediction: str,
+    truth: str,
+    threshold: int | None = None,
+    width: tuple[int, int] | None = None,
+    each: Part | None = None,
 ) -> Tally:
-    """What `score` is derived from; width: as for `tally`, when columns are looked at."""
+    """What `score` is derived from; width, each: as for `tally`, when parts of the scan are looked at."""
     scan.label_info(truth)
-    predicted = at_least(scan, prediction, threshold)
-    labels = truth, prediction
-    return tally(scan, labels, predicted) if width is None else tally(scan, labels, predicted, width)
+    return tally(scan, (truth, prediction), at_least(scan, prediction, threshold), width, each)
 
 
 def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int | None = None) -> Evaluation:

@@ -1,15 +1,21 @@
-"""Slices and columns of a scan: each is what one counts there, and all together are the whole."""
+"""Slices, chunks and columns of a scan: each is what one counts there, and all together are the whole."""
 
 import csv
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from typer.testing import CliRunner
 
-from perfuse import breakdown, passes, scoring
+from perfuse import breakdown, counting, passes, scoring
 from perfuse.cli import build
-from perfuse.metrics import confusion_counts, surface_counts
+from perfuse.geometry import Box, blocks
+from perfuse.metrics import ConfusionCounts, SurfaceCounts, confusion_counts, surface_counts
 
 SHAPE, WIDTH = (21, 26, 30), (8, 12)
 
@@ -26,7 +32,8 @@ def case(tmp_path, make_scan, tubes, monkeypatch):
 
 def test_slices_and_columns_are_those_of_the_arrays_and_add_to_the_whole(case):
     scan, truth, predicted = case
-    counts = scoring.count(scan, "soft", "human", 100, WIDTH)
+    chunks = []
+    counts = scoring.count(scan, "soft", "human", 100, WIDTH, lambda *told: chunks.append(told))
     for z, plane in enumerate(counts.planes):
         whole = confusion_counts(truth[z : z + 1], predicted[z : z + 1])
         assert plane.tolist() == list(vars(whole).values())
@@ -43,6 +50,11 @@ def test_slices_and_columns_are_those_of_the_arrays_and_add_to_the_whole(case):
         cut = (slice(None), *(slice(s.start, s.stop + 1 + far) for s, far in zip((rows, columns), last, strict=True)))
         of_cubes = surface_counts(*(mask[cut] for mask in padded))
         np.testing.assert_array_equal(counts.surfaces[y, x], list(vars(of_cubes).values()))
+    assert {box for box, _, _ in chunks} == set(blocks(SHAPE, (8, *WIDTH)))
+    for box, of_voxels, of_cubes in chunks:
+        assert of_voxels == confusion_counts(truth[box.slices], predicted[box.slices])
+        around = tuple(slice(a, b + 1 + (b == n)) for a, b, n in zip(box.start, box.stop, SHAPE, strict=True))
+        np.testing.assert_equal(vars(of_cubes), vars(surface_counts(*(mask[around] for mask in padded))))
     assert counts.voxels == confusion_counts(truth, predicted) == scoring.count(scan, "soft", "human", 100).voxels
     assert counts.surface.surface_dice == surface_counts(*padded).surface_dice
     drawn = breakdown.maps(counts, dense=True)
@@ -55,11 +67,16 @@ def test_slices_and_columns_are_those_of_the_arrays_and_add_to_the_whole(case):
 
 def evaluate(scan, folder, *words: str) -> tuple[dict, list[dict[str, str]]]:
     files = ["--per-slice", str(folder / "slices.csv"), "--heat-map", str(folder / "map.png")]
+    files += ["--per-chunk", str(folder / "chunks.csv")]
     words = ("evaluate", scan.url, "--prediction", "soft", "--truth", "human", "--threshold", "0.5", *files, "--json")
     found = json.loads(CliRunner().invoke(build(), words, catch_exceptions=False).stdout)
     assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
-    with (folder / "slices.csv").open() as opened:
-        return found, list(csv.DictReader(opened))
+    return found, table(folder / "slices.csv")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as opened:
+        return list(csv.DictReader(opened))
 
 
 def test_the_verb_writes_a_row_a_slice(case, tmp_path, monkeypatch):
@@ -80,6 +97,51 @@ def test_the_verb_writes_a_row_a_slice(case, tmp_path, monkeypatch):
     of_slice = confusion_counts(truth[9:10], predicted[9:10])
     assert (float(rows[9]["f0.5"]), float(rows[9]["dice"])) == (of_slice.fbeta(0.5), of_slice.dice)
     assert found["dice"] == 2 * hit / (2 * hit + wrong + missed)
+    chunks = table(tmp_path / "chunks.csv")
+    for row in chunks:
+        start, size = ([int(row[f"{axis}{what}"]) for axis in "zyx"] for what in ("", "_voxels"))
+        box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+        told = confusion_counts(truth[box], predicted[box])
+        assert [int(row[name]) for name in breakdown.COUNTS] == list(vars(told).values())
+        assert row["dice"] == str(told.dice).replace("nan", "")
+    assert [(row["z"], row["z_voxels"], row["y"], row["x"]) for row in chunks] == [
+        ("0", "8", "0", "0"),
+        ("8", "8", "0", "0"),
+        ("16", "5", "0", "0"),
+    ]
+    areas_of_chunks = [sum(float(row[name]) for row in chunks) for name in ("shared_surface_area", "surface_area")]
+    assert areas_of_chunks == pytest.approx(areas, rel=1e-12)
+
+
+class InMemory:
+    """As much of a scan as counting asks for."""
+
+    def __init__(self, **labels: np.ndarray) -> None:
+        self.of, self.shape_zyx, self.info = labels, labels["truth"].shape, SimpleNamespace(id="s")
+
+    def labels(self) -> dict:
+        return {}
+
+    def label_boxes(self, _: str) -> list:
+        return [SimpleNamespace(box=Box.whole(self.shape_zyx))]
+
+    def read_label(self, name: str, box: Box) -> np.ndarray:
+        return self.of[name][box.slices]
+
+
+@settings(max_examples=50)
+@given(st.data(), st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 3))
+def test_chunks_add_up_to_the_whole(data, shape, chunk, times):
+    masks = {name: data.draw(arrays.arrays(np.bool_, shape)) for name in ("truth", "soft")}
+    scan, rows = InMemory(**{name: mask * np.uint8(255) for name, mask in masks.items()}), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "BLOCK", (chunk[0], times * chunk[1], times * chunk[2]))
+        counting.tally(scan, ("truth",), lambda box: masks["soft"][box.slices], chunk[1:], lambda *r: rows.append(r))
+    assert sorted(box.start for box, _, _ in rows) == [box.start for box in blocks(shape, chunk)]
+    voxels = sum((of for _, of, _ in rows), ConfusionCounts())
+    surface = sum((of for _, _, of in rows), SurfaceCounts())
+    assert voxels == confusion_counts(masks["truth"], masks["soft"])
+    np.testing.assert_equal(vars(surface), vars(surface_counts(*(np.pad(mask, 1) for mask in masks.values()))))
 
 
 def test_sparse_truth_tells_recall_alone(tmp_path, make_scan, tubes):

@@ -40,6 +40,9 @@ def evaluate(
     per_slice: Annotated[
         Path | None, typer.Option(help="Write the counts and scores of each slice into this CSV file.")
     ] = None,
+    per_chunk: Annotated[
+        Path | None, typer.Option(help="Write the counts and scores of each chunk of 64³ voxels into this CSV file.")
+    ] = None,
     heat_map: Annotated[
         Path | None, typer.Option(help="Draw the scores of columns of 64 × 64 voxels along z into this PNG file.")
     ] = None,
@@ -59,10 +62,12 @@ def evaluate(
 
     scan = Scan.open(scan_url)
     whole = None if threshold is None else threshold_of(threshold)
-    with spread_over(workers):
-        counts = scoring.count(scan, prediction, truth, whole, COLUMN if heat_map is not None else None)
+    width = None if heat_map is None and per_chunk is None else COLUMN
+    dense = scan.label_info(truth).kind != "sparse"
+    with spread_over(workers), breakdown.per_chunk(per_chunk, dense=dense) as each:
+        counts = scoring.count(scan, prediction, truth, whole, width, each)
         scores = scoring.score(scan, prediction, truth, counts, whole)
-        values, dense = asdict(scores), scores.truth_kind != "sparse"
+        values = asdict(scores)
         if tolerance_um is not None:
             within = scoring.surface_dice_within(scan, prediction, truth, tolerance_um, whole)
             values["surface_dice_within"] = {"tolerance_um": tolerance_um, "surface_dice": within}

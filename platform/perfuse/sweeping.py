@@ -174,7 +174,8 @@ def sweep(scans: Sequence[Scan], wanted: Sweep, truth: str, runner: Runner, clas
 
 
 def _missing(prediction: Prediction) -> int:
-    return sum(scratch.missing_bytes() for along in prediction.sight().scratches for scratch in along.values())
+    seen = zip(prediction.sight().scratches, prediction.seeing, strict=True)
+    return sum(along[axis].missing_bytes() for along, axes in seen for axis in axes)
 
 
 def check_room(needed: Sequence[tuple[str, int]]) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from perfuse.bundle import Bundle
+from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import PlanError
+from perfuse.geometry import Box
 from perfuse.inference import Runner, plan, predict, prepare
 from perfuse.inference.estimate import estimate
+from perfuse.inference.logits import fuse
 from perfuse.inference.planning import THICKNESSES, slab_bytes
 from perfuse.inference.prediction import Worker
 from perfuse.memory import available_bytes
@@ -104,6 +106,40 @@ def test_the_time_is_of_what_is_left_by_as_many_as_find_work(scan: Scan) -> None
     predict(scan.url, made, "soft")
     done_all = estimate(scan, made, "soft")
     assert (done_all.slabs_left, done_all.network_seconds) == (0, 0)
+
+
+def seen_along(made: Bundle, *axes: str, **changes: Any) -> Bundle:
+    return made.with_forward(made.contract.forward.changed(axes=axes, **changes))
+
+
+def test_a_plan_for_further_axes_writes_nothing(scan: Scan) -> None:
+    made = seen_along(bundle(), "z", "y", "x", tile=64)
+    predict(scan.url, seen_along(made, "x"), "one", keep_scratch=True)
+    before = {path: path.stat().st_mtime_ns for path in Path(scan.url).rglob("*")}
+    further = estimate(scan, made, "soft")
+    assert {path: path.stat().st_mtime_ns for path in Path(scan.url).rglob("*")} == before
+    assert (further.slabs, further.slabs_left) == (6, 4)
+
+
+def test_members_of_the_same_logits_share_them_and_the_work(scan: Scan) -> None:
+    """Along z planes are smaller: alone, the last member would work thicker slabs than the first."""
+    made = seen_along(bundle(), "z", "y", "x", tile=64)
+    members = seen_along(made, "x", "y"), seen_along(made, "y", "z", axis_weights=(3, 1)), seen_along(made, "z")
+    room = max(slab_bytes(scan, member.contract.forward, 64) for member in members) - 1
+    runner = Runner(prepare=partial(prepare, memory_bytes=room))
+    model = Ensemble(members, 128)
+    prediction = runner.prepare(scan.url, model, "shared")
+    rows = prediction.slabs()
+    assert len(rows) == len({(row["axis"], row["start"]) for row in rows}) == 3 + 2 + 5
+    assert [row["member"] for row in rows] == 5 * [0] + 5 * [1]
+    counted = estimate(scan, model, "shared", memory_bytes=room)
+    assert counted.tiles == plan(scan, made.contract.forward).tiles
+    assert (counted.slabs, counted.slabs_left) == (10, 10)
+    predict(scan.url, model, "shared", runner=runner)
+    predict(scan.url, made, "alone", keep_scratch=True)
+    whole = Box.whole(scan.shape_zyx)
+    expected = fuse([seen for member in members for seen in prepare(scan.url, member, "alone").sight().of(whole)])
+    np.testing.assert_array_equal(scan.label("shared")[:], expected)
 
 
 def test_a_scan_of_fewer_planes_than_a_batch_takes_time_too(tmp_path: Path, make_scan: Any, tubes: Any) -> None:

@@ -41,10 +41,11 @@ def estimate(
     """
     prediction = prepare(scan.url, model, output, roi=roi, memory_bytes=memory_bytes, plan=True)
     choices = [member.choice for member in prediction.members]
-    forwards = [member.forward for member in prediction.members]
+    seeing = [(member, axes) for member, axes in zip(prediction.members, prediction.seeing, strict=True) if axes]
+    forwards = [m.forward.changed(axes=tuple("zyx"[a] for a in axes), axis_weights=()) for m, axes in seeing]
     left = prediction.slabs_left()
     return Estimate(
-        **plan(scan, *forwards, roi=roi, slab_planes=[m.slab for m in prediction.members]).model_dump(),
+        **plan(scan, *forwards, roi=roi, slab_planes=[m.slab for m, _ in seeing]).model_dump(),
         slabs_left=len(left),
         device=prediction.device,
         backends=tuple(choice.backend for choice in choices),

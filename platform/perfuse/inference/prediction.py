@@ -26,7 +26,7 @@ from perfuse.inference.members import Member, Sight
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan, slabs
 from perfuse.inference.region import Region
-from perfuse.inference.scratch import thickness
+from perfuse.inference.scratch import marked, thickness
 from perfuse.labels import LabelWriter, writer_for
 from perfuse.upkeep import refresh
 
@@ -59,27 +59,36 @@ class Prediction(Frozen):
         return tuple(of_class(self.output, name) for name in self.class_names)
 
     def slabs(self) -> list[dict[str, int]]:
-        """Rows: every slab of every axis of every member that the region reaches into; `task` counts along the axis."""
+        """Rows: every slab of all `seeing` that the region reaches into; `task` counts along the axis."""
         scan = Scan.open(self.scan_url)
         return [
             {"member": number, "axis": axis, "task": task, "start": a, "stop": b}
-            for number, member in enumerate(self.members)
-            for axis in member.axes
+            for number, (member, axes) in enumerate(zip(self.members, self.seeing, strict=True))
+            for axis in axes
             for task, (a, b) in slabs(self.region(scan, member), axis, member.slab)
         ]
+
+    @property
+    def seeing(self) -> list[list[int]]:
+        """The axes along which each member sees: those of which no member before it has the same logits."""
+        known: set[tuple[str, int]] = set()
+        found = []
+        for member in self.members:
+            found.append([axis for axis in member.axes if (member.scratch, axis) not in known])
+            known.update((member.scratch, axis) for axis in member.axes)
+        return found
 
     def slabs_left(self) -> list[dict[str, int]]:
         """Those that are not marked as done, whatever has become of their logits since; quick, and nothing is written."""
         scan = Scan.open(self.scan_url)
         if all(name in scan.labels() and scan.label_info(name).key == self.key for name in self.outputs):
             return []
-        there = [n for n, member in enumerate(self.members) if thickness(scan.group, member.scratch) == member.slab]
-        known = Sight(scan, [self.members[n] for n in there], self.class_names).scratches
         done = {
             (n, axis, task)
-            for n, along in zip(there, known, strict=True)
-            for axis, scratch in along.items()
-            for task in scratch.marked()
+            for n, member in enumerate(self.members)
+            if thickness(scan.group, member.scratch) == member.slab
+            for axis in member.axes
+            for task in marked(scan.group, member.scratch, axis, member.seen_key)
         }
         return [row for row in self.slabs() if (row["member"], row["axis"], row["task"]) not in done]
 
@@ -102,9 +111,9 @@ class Prediction(Frozen):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The only right to its members' scratch; BusyError when somebody else holds one of them."""
+        """The only right to its members' scratch, which some may share; BusyError when somebody else holds one of them."""
         with ExitStack() as held:
-            for member in self.members:
+            for member in {member.scratch: member for member in self.members}.values():
                 held.enter_context(member.held(self.scan_url))
             yield
 

@@ -57,6 +57,8 @@ def prepare(
         member = _member(scan, bundle, choice, device, roi)
         there = thickness(scan.group, member.scratch)
         members.append(member.model_copy(update={"slab": thickest(scan, forward, memory, there)}))
+    thin = {m.scratch: min(other.slab for other in members if other.scratch == m.scratch) for m in members}
+    members = [member.model_copy(update={"slab": thin[member.scratch]}) for member in members]
     keys = [member.key for member in members]
     fusion = model.fusion
     return Prediction(

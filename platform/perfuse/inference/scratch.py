@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from perfuse import shards, volumes
+from perfuse import shards, storage, volumes
 from perfuse.contract import of_class
 from perfuse.errors import ScanError
 from perfuse.geometry import Box, Index3, along_axis, index3, move_axis, runs
@@ -27,6 +27,19 @@ def thickness(scan: zarr.Group, path: str) -> int | None:
     group = scan.get(path)
     planes: Any = None if group is None else group.attrs.get(THICKNESS, SLAB)
     return None if planes is None else int(planes)
+
+
+def marked(scan: zarr.Group, path: str, axis: int, key: str) -> set[int]:
+    """Slabs of a member along an axis that were done, whatever has become of them since; nothing is written."""
+    marks: Any = scan.get(f"{path}/{_marks_of(axis)}")
+    if marks is None or marks.attrs.get("key") != key:
+        return set()
+    with storage.reaching(shards.url_of(marks)):
+        return {task for task, digest in enumerate(np.asarray(marks[:])) if digest.any()}
+
+
+def _marks_of(axis: int) -> str:
+    return f"done-{'zyx'[axis]}"
 
 
 class Scratch:
@@ -52,7 +65,7 @@ class Scratch:
         group = scan.require_group(path)
         self._slabs = runs(self.shape[axis], slab)
         self.arrays = [self._array(group, of_class("zyx"[axis], name)) for name in class_names]
-        self._marks = volumes.DoneMarks(group, f"done-{'zyx'[axis]}", len(self._slabs), key)
+        self._marks = volumes.DoneMarks(group, _marks_of(axis), len(self._slabs), key)
 
     def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
         if name not in group:
@@ -80,15 +93,12 @@ class Scratch:
         """Slabs that are done and whose stored bytes are still those that were written."""
         return self._marks.intact(self._digest)
 
-    def marked(self) -> set[int]:
-        """Slabs that were done, whatever has become of them since."""
-        return {task for task, digest in enumerate(self._marks.digests()) if any(digest)}
-
     def missing_bytes(self) -> int:
         """Of logits, before they are compressed, in slabs that bear no done-mark."""
         _, height, width = move_axis(self.shape, self.axis)
-        marked = self.marked()
-        planes = sum(b - a for task, (a, b) in enumerate(self._slabs) if task not in marked)
+        planes = sum(
+            b - a for (a, b), digest in zip(self._slabs, self._marks.digests(), strict=True) if not any(digest)
+        )
         return 2 * planes * height * width * len(self.arrays)
 
     def pieces(self, planes: tuple[int, int], rows: Iterable[tuple[int, Logits]]) -> Iterator[tuple[Box, Logits]]:

@@ -98,7 +98,7 @@ def predict(
         ),
     ] = None,
     preview: Annotated[
-        int | None, typer.Option(min=1, help="On voxels as coarse as those of this level of the pyramid: a quick look.")
+        int | None, typer.Option(min=1, help="On the voxels of this level of the pyramid: a quick look.")
     ] = None,
     keep_scratch: Annotated[
         bool, typer.Option("--keep-scratch", help="Keep the models' logits beside the scan, as `perfuse sweep` does.")

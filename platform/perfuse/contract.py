@@ -172,6 +172,8 @@ class Forward(Finite):
     """How the answers along several axes become one."""
     resample_um: Annotated[float, Field(gt=0)] | None = since(None)
     """Edge, µm, of the voxels to which a scan is resized before the network sees it (trilinear), and the answer back; None: its own."""
+    level: int = since(0)
+    """Of the scan's pyramid, whose voxels are seen as they are stored, and the answer brought back; above 0 for a preview alone."""
     skip_background: bool = since(False)
     """Tiles are not seen by the network, for they are background, whose chunks all lie outside the organ, or are of one intensity."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

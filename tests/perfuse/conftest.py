@@ -10,7 +10,7 @@ import pytest
 
 from perfuse import storage, volumes
 from perfuse.catalog import LabelInfo, Scan, ScanInfo
-from perfuse.geometry import index3
+from perfuse.geometry import Spacing, index3
 from perfuse.labels import writer_for
 
 MakeScan = Callable[..., Scan]
@@ -23,8 +23,8 @@ def _write_label(scan: Scan, name: str, values: npt.NDArray[np.uint8], about: di
     writer.finish(lambda share, digest: LabelInfo(name=name, foreground=share, digest=digest, **about))
 
 
-def _write_image(folder: Path, specimen: str, image: npt.NDArray[Any], voxel: float) -> Scan:
-    url, shape, size = str(folder / f"{specimen}.ome.zarr"), index3(image.shape), (voxel, voxel, voxel)
+def _write_image(folder: Path, specimen: str, image: npt.NDArray[Any], size: Spacing) -> Scan:
+    url, shape = str(folder / f"{specimen}.ome.zarr"), index3(image.shape)
     root = volumes.open_group(url, "a")
     levels = volumes.pyramid_levels(shape, size)
     _, arrays = volumes.create_pyramid(root, "", levels, image.dtype)
@@ -55,10 +55,10 @@ def make_scan() -> MakeScan:
         specimen: str,
         image: npt.NDArray[Any],
         labels: dict[str, npt.NDArray[np.uint8]],
-        voxel: float = 50.0,
+        voxel: float | Spacing = 50.0,
         **about: Any,
     ) -> Scan:
-        scan = _write_image(folder, specimen, image, voxel)
+        scan = _write_image(folder, specimen, image, voxel if isinstance(voxel, tuple) else (voxel, voxel, voxel))
         for name, values in labels.items():
             _write_label(scan, name, values, {"kind": "dense", **about})
         return Scan.open(scan.url)

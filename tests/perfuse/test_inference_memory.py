@@ -121,6 +121,27 @@ def test_a_plan_for_further_axes_writes_nothing(scan: Scan) -> None:
     assert (further.slabs, further.slabs_left) == (6, 4)
 
 
+@pytest.mark.parametrize(
+    ("network", "roi", "changes"),
+    [
+        ({"planes": 5, "plane_stride": 2}, None, {}),
+        ({}, Box((60, 3, 40), (69, 40, 70)), {}),
+        ({"planes": 2, "outputs": "all"}, None, {"resample_um": 80.0}),
+    ],
+)
+def test_a_plan_knows_the_bytes_that_are_read(
+    scan: Scan, network: dict[str, Any], roi: Box | None, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = seen_along(bundle(**network), "z", "x", tile=64, **changes)
+    prediction = prepare(scan.url, made, "soft", roi=roi)
+    read, real = [], Scan.read_image
+    monkeypatch.setattr(Scan, "read_image", lambda *about, **level: read.append(real(*about, **level)) or read[-1])
+    list(Worker(prediction, made, 1).run(prediction.slabs_to_do()))
+    (member,) = prediction.members
+    planned = plan(scan, member.forward, roi=roi, slab_planes=[member.slab])
+    assert planned.input_bytes == sum(voxels.nbytes for voxels in read)
+
+
 def test_members_of_the_same_logits_share_them_and_the_work(scan: Scan) -> None:
     """Along z planes are smaller: alone, the last member would work thicker slabs than the first."""
     made = seen_along(bundle(), "z", "y", "x", tile=64)

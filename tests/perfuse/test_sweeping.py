@@ -15,7 +15,8 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Fusion, Network
 from perfuse.errors import ContractError, PlanError, ScanError
 from perfuse.geometry import Box
-from perfuse.inference import Runner, predict, prepare
+from perfuse.inference import Runner, plan, predict, prepare
+from perfuse.inference.grid import Grid
 from perfuse.inference.members import SCRATCH
 from perfuse.inference.options import box_of, fused_otherwise, previewed, seen_otherwise
 from perfuse.inference.prediction import Worker
@@ -219,13 +220,26 @@ def test_regions_are_read_in_voxels_and_micrometres(scan: Scan) -> None:
             box_of(text, scan)
 
 
-def test_a_preview_sees_a_coarser_level(scan: Scan) -> None:
-    model = previewed(bundle(0), scan, 1)
-    assert isinstance(model, Bundle)
-    assert model.contract.forward.resample_um == 2 * scan.info.voxel_size_um[0]
+def test_a_preview_sees_the_voxels_of_a_coarser_level(tmp_path: Path, make_scan: Any) -> None:
+    """Of thick slices, whose number stays; a ramp comes back to where it was, though the level reaches beyond the scan."""
+    shape = (20, 133, 75)
+    ramp = (100 * np.indices(shape).sum(axis=0)).astype(np.uint16)
+    scan: Scan = make_scan(tmp_path, "thick", ramp, {}, voxel=(100.0, 10.0, 10.0))
+    model = previewed(seen_otherwise(bundle(0), ["resample_um=63"]), scan, 2)
+    grid = Grid.of(scan, model.members[0].contract.forward)
+    stored = np.asarray(scan.level(2)[:])
+    assert stored.shape == grid.shape_zyx == (20, 34, 19)
+    np.testing.assert_array_equal(grid.read(Box.whole(stored.shape)), stored)
+    back = grid.back(lambda box: stored[box.slices].astype(np.int16), Box.whole(shape))
+    np.testing.assert_allclose(back[:, 4:-4, 4:-4], ramp[:, 4:-4, 4:-4], atol=5)
+    whole = plan(scan, model.members[0].contract.forward)
+    assert whole.scratch_bytes == 2 * stored.size
     (info,) = predict(scan.url, model, "look")
-    assert scan.label("look").shape == SHAPE
-    assert info.lineage["resample_um"] == [model.contract.forward.resample_um]
+    assert scan.label("look").shape == shape
+    assert (info.lineage["level"], "resample_um" in info.lineage) == ([2], False)
+    part = Box((3, 60, 20), (9, 101, 75))
+    predict(scan.url, model, "part", roi=part)
+    np.testing.assert_array_equal(scan.label("part")[part.slices], scan.label("look")[part.slices])
     with pytest.raises(PlanError, match="coarser levels 1 to"):
         previewed(bundle(0), scan, 9)
 

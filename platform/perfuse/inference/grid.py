@@ -1,4 +1,4 @@
-"""The grid on which a network sees a scan: the scan's own, or that of another voxel size, and the way back.
+"""The grid on which a network sees a scan: the scan's own, a coarser level's, or that of another voxel size, and the way back.
 
 Resizing is linear along each axis, with a low-pass where voxels get larger, from the level of the pyramid that is next finer.
 A voxel's value follows from its own place alone, in one order of sums: it does not depend on the box that it is asked with.
@@ -6,7 +6,7 @@ A voxel's value follows from its own place alone, in one order of sums: it does 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,20 +32,24 @@ class Grid:
     shape_zyx: Index3
     factor: Spacing
     """Edges of its voxels in voxels of that level."""
+    extent: Index3
+    """The voxels of the scan that they cover; of a level the last ones may lie beyond it."""
 
     @classmethod
     def of(cls, scan: Scan, forward: Forward) -> "Grid":
-        """The scan's own grid, or that of `forward.resample_um`, so that whole voxels fill the field of view."""
-        if forward.resample_um is None:
-            return cls(scan, 0, scan.shape_zyx, (1.0, 1.0, 1.0))
+        """That of `forward.level`, or of `forward.resample_um`, so that whole voxels fill the field of view."""
         edges = scan.info.voxel_size_um
+        scales = [level.scale_um for level in pyramid_levels(scan.shape_zyx, edges)[: scan.levels]]
+        if forward.resample_um is None:
+            shape = index3(scan.level(forward.level).shape)
+            covered = [n * round(s / e) for n, s, e in zip(shape, scales[forward.level], edges, strict=True)]
+            return cls(scan, forward.level, shape, (1.0, 1.0, 1.0), index3(covered))
         shape = shape_at(forward.resample_um, scan.shape_zyx, edges)
         wanted = [n * e / m for n, e, m in zip(scan.shape_zyx, edges, shape, strict=True)]
-        scales = [level.scale_um for level in pyramid_levels(scan.shape_zyx, edges)[: scan.levels]]
         fine = [k for k, scale in enumerate(scales) if all(s <= w * 1.01 for s, w in zip(scale, wanted, strict=True))]
         level = max(fine, default=0)
         z, y, x = (w / s for w, s in zip(wanted, scales[level], strict=True))
-        return cls(scan, level, shape, (z, y, x))
+        return cls(scan, level, shape, (z, y, x), scan.shape_zyx)
 
     @property
     def is_scan(self) -> bool:
@@ -62,29 +66,34 @@ class Grid:
         read = partial(self.scan.read_image, level=self.level)
         if self.is_stored:
             return read(box)
-        return resized(read, index3(self.scan.level(self.level).shape), self.shape_zyx, self.factor, box)
+        return resized(read, self._inputs, self.shape_zyx, self.factor, box)
+
+    def source(self, box: Box) -> Box:
+        """The voxels of its level that are read for a box."""
+        return box if self.is_stored else source(self._inputs, self.shape_zyx, self.factor, box)
+
+    @property
+    def _inputs(self) -> Index3:
+        return index3(self.scan.level(self.level).shape)
 
     def back(self, read: Callable[[Box], Logits], box: Box) -> Logits:
         """What `read` answers of the grid, int16, brought to a box of the scan."""
         if self.is_scan:
             return read(box)
-        shape = self.scan.shape_zyx
-        z, y, x = (n / m for n, m in zip(self.shape_zyx, shape, strict=True))
-        return np.rint(resized(read, self.shape_zyx, shape, (z, y, x), box)).astype(np.int16)
+        return np.rint(resized(read, *self._back, box)).astype(np.int16)
 
     def covering(self, box: Box) -> Box:
         """The voxels of the grid that a box of the scan depends on."""
-        if self.is_scan:
-            return box
-        wide = [
-            _source(AxisWeights.of(n, m, n / m), (a, b))
-            for n, m, a, b in zip(self.shape_zyx, self.scan.shape_zyx, box.start, box.stop, strict=True)
-        ]
-        return Box(index3([a for a, _ in wide]), index3([b for _, b in wide]))
+        return box if self.is_scan else source(*self._back, box)
+
+    @property
+    def _back(self) -> tuple[Index3, Index3, Spacing]:
+        z, y, x = (n / m for n, m in zip(self.shape_zyx, self.extent, strict=True))
+        return self.shape_zyx, self.scan.shape_zyx, (z, y, x)
 
     def in_scan(self, box: Box) -> Box:
         """The voxels of the scan that a box of the grid touches."""
-        ratios = [m / n for n, m in zip(self.shape_zyx, self.scan.shape_zyx, strict=True)]
+        ratios = [m / n for n, m in zip(self.shape_zyx, self.extent, strict=True)]
         start = [int(np.floor(a * r)) for a, r in zip(box.start, ratios, strict=True)]
         stop = [int(np.ceil(b * r)) for b, r in zip(box.stop, ratios, strict=True)]
         return Box(index3(start), index3(stop)).intersect(Box.whole(self.scan.shape_zyx))
@@ -99,18 +108,25 @@ def resized(
     read: Callable[[Box], npt.NDArray[np.generic]], inputs: Index3, outputs: Index3, factor: Spacing, box: Box
 ) -> Voxels:
     """A box of a volume at another size, float32, from the inputs that it depends on, axis after axis."""
-    axes = [AxisWeights.of(n, m, f) for n, m, f in zip(inputs, outputs, factor, strict=True)]
-    ranges = [(a, b) for a, b in zip(box.start, box.stop, strict=True)]
-    sources = [_source(weights, at) for weights, at in zip(axes, ranges, strict=True)]
-    voxels = np.asarray(read(Box(index3([a for a, _ in sources]), index3([b for _, b in sources]))), np.float32)
-    for axis, (weights, (a, b), (first, _)) in enumerate(zip(axes, ranges, sources, strict=True)):
-        voxels = _along(voxels, axis, weights, slice(a, b), first)
+    axes = _axes(inputs, outputs, factor)
+    needed = source(inputs, outputs, factor, box)
+    voxels = np.asarray(read(needed), np.float32)
+    for axis, (weights, a, b) in enumerate(zip(axes, box.start, box.stop, strict=True)):
+        voxels = _along(voxels, axis, weights, slice(a, b), needed.start[axis])
     return voxels
 
 
-def _source(weights: AxisWeights, outputs: tuple[int, int]) -> tuple[int, int]:
-    part = slice(*outputs)
-    return int(weights.first[part].min()), int((weights.first + weights.counts)[part].max())
+def source(inputs: Index3, outputs: Index3, factor: Spacing, box: Box) -> Box:
+    """The inputs that a box of a volume at another size depends on."""
+    parts = [(w, slice(a, b)) for w, a, b in zip(_axes(inputs, outputs, factor), box.start, box.stop, strict=True)]
+    start = [int(weights.first[part].min()) for weights, part in parts]
+    stop = [int((weights.first + weights.counts)[part].max()) for weights, part in parts]
+    return Box(index3(start), index3(stop))
+
+
+@lru_cache(maxsize=8)
+def _axes(inputs: Index3, outputs: Index3, factor: Spacing) -> list[AxisWeights]:
+    return [AxisWeights.of(n, m, f) for n, m, f in zip(inputs, outputs, factor, strict=True)]
 
 
 def _along(voxels: Voxels, axis: int, weights: AxisWeights, outputs: slice, origin: int) -> Voxels:

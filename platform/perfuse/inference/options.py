@@ -55,14 +55,14 @@ def settings_of(settings: Sequence[str], number: int, members: int) -> list[str]
 
 
 def previewed(model: Model, scan: Scan, level: int) -> Model:
-    """The model on voxels as coarse as those of a level of the scan's pyramid, whatever sizes its contract allows."""
+    """The model on the voxels of a level of the scan's pyramid, whatever sizes its contract allows."""
     if not 0 < level < scan.levels:
         raise PlanError(f"--preview {level}: {scan.url} has the coarser levels 1 to {scan.levels - 1}.")
-    edge = min(scan.info.voxel_size_um) * 2**level
     return _each(
         model,
         lambda forward, _: forward.changed(
-            resample_um=edge,
+            resample_um=None,
+            level=level,
             voxel_size_um=(0.0, max(*scan.info.voxel_size_um, forward.voxel_size_um[1])),
         ),
     )

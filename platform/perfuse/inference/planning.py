@@ -36,6 +36,7 @@ class PredictionPlan(Frozen):
     """Pictures that are left out, since they show nothing of the region or no organ."""
     shards: int
     input_bytes: int
+    """That are read, what several tiles, slabs or axes show as often as they do."""
     scratch_bytes: int
     output_bytes: int
     peak_bytes: int
@@ -90,7 +91,12 @@ def _plan(scan: Scan, forward: Forward, roi: Box | None, planes: int) -> Predict
     seen = [move_axis(grid.shape_zyx, axis) for axis in axes]
     pictures = sum(d * _along(h, forward) * _along(w, forward) for d, h, w in seen)
     todo = [(axis, span) for axis in axes for _, span in slabs(region, axis, planes)]
-    wanted = pictures if region.everywhere else sum(_tiles(region, forward, *slab).pictures for slab in todo)
+    wanted, read = pictures if region.everywhere else 0, 0
+    for slab in todo:
+        tiles = _tiles(region, forward, *slab)
+        read += sum(grid.source(box).size for box in tiles.boxes())
+        if not region.everywhere:
+            wanted += tiles.pictures
     views = len(GROUPS[forward.turns]) * len(forward.scales)
     output = Box.whole(scan.shape_zyx) if roi is None else roi
     voxels = (region.interest or Box.whole(grid.shape_zyx)).size
@@ -101,7 +107,7 @@ def _plan(scan: Scan, forward: Forward, roi: Box | None, planes: int) -> Predict
         tiles=wanted * views,
         skipped=(pictures - wanted) * views,
         shards=classes * len(meeting(output, shard)),
-        input_bytes=voxels * np.dtype(scan.info.dtype).itemsize * len(axes),
+        input_bytes=read * np.dtype(scan.info.dtype).itemsize,
         scratch_bytes=2 * voxels * len(axes) * classes,
         output_bytes=output.size * classes,
         peak_bytes=slab_bytes(scan, forward, planes),

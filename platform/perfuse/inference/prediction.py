@@ -205,8 +205,10 @@ class Prediction(Frozen):
         counted = plan(scan, *(member.forward for member in self.members), roi=self._box)
         skipped = counted.skipped / max(counted.tiles + counted.skipped, 1)
         fusion = self.fusion.model_dump(mode="json", exclude_defaults=True)
-        sizes = [member.forward.resample_um for member in self.members]
-        about = {"fusion": fusion, "skipped": round(skipped, 4), "resample_um": sizes if any(sizes) else None}
+        about = {"fusion": fusion, "skipped": round(skipped, 4)}
+        for name in ("resample_um", "level"):
+            values = [getattr(member.forward, name) for member in self.members]
+            about |= {name: values if any(values) else None}
         return {name: value for name, value in about.items() if value}
 
     def made_by(self, model: Model, class_number: int) -> ModelRef:

@@ -64,7 +64,7 @@ class Tiles:
         runs = list(enumerate(range(*self.planes, PLANES)))
         lefts = tile_starts(width, tile, self.forward.stride)
         if self.needed is None:
-            return {left: [run for run, _ in runs] for left in lefts}
+            return {key: [run for run, _ in runs] for key in lefts}
         found: dict[int, list[int]] = {}
         for left in lefts:
             rows, columns = (top, min(top + tile, height)), (left, min(left + tile, width))

@@ -10,11 +10,14 @@ import pytest
 import torch
 from timm.layers import BatchNormAct2d, ScaledStdConv2d
 from torch import nn
+from typer.testing import CliRunner
 
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import ModelRef, Scan
+from perfuse.cli import build as build_cli
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import ContractError, PerfuseError
+from perfuse.geometry import Box
 from perfuse.inference import backends, choosing, predict, prepare, trial
 from perfuse.inference.engine import Engine
 from perfuse.inference.estimate import estimate
@@ -202,6 +205,46 @@ def test_the_choice_stays_while_it_can_be_done_here(
     assert "no C++ compiler" in other.unused["compiled-bf16"]
     with pytest.raises(PerfuseError, match="compiled-bf16 asks: there is no C"):
         engine(bundle, "compiled-bf16")
+
+
+def test_a_small_job_does_not_bind_a_large_one(scan: Scan, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FEW so small that the whole is a large job; half precision is measured to be slower than float32."""
+
+    def key(roi: Box | None = None, **changes: Any) -> str:
+        return prepare(scan.url, bundle.with_forward(bundle.contract.forward.changed(**changes)), "soft", roi=roi).key
+
+    def here(made: Engine, images: Any) -> Any:
+        asked.append(made.backend)
+        return trial.Seconds(first=1, batch=1 if made.backend == "eager-bf16" else 0.5), np.zeros((8, 1, 64, 64), int)
+
+    asked: list[str] = []
+    monkeypatch.setattr(choosing, "trial", here)
+    monkeypatch.setattr(backends, "resolve_precision", lambda asked, device: "bf16")
+    monkeypatch.setattr(choosing, "FEW", 15)
+    look = Box((0, 0, 0), (8, 20, 20))
+    first = key(look)
+    assert (key(look), asked) == (first, ["eager-bf16"])
+    monkeypatch.setattr(choosing, "COMPILING", (0.1, 300.0))
+    monkeypatch.setattr(choosing, "trial_elsewhere", lambda *_: "not ready")
+    large = key()
+    assert asked == ["eager-bf16", "eager-fp32", "eager-bf16"]
+    chosen = choosing.remembered(scan, bundle, "cpu")
+    assert (chosen.backend, chosen.unused) == ("eager-fp32", {"compiled-fp32": "not ready"})
+    assert key() == large
+    assert key(look) != first, "what was measured holds for small jobs too"
+    assert len(asked) == 3
+
+
+def test_work_that_is_begun_keeps_its_backend(scan: Scan, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict(scan.url, bundle, "one", keep_scratch=True)
+    chosen = choosing.remembered(scan, bundle, "cpu")
+    more = bundle.with_forward(bundle.contract.forward.changed(axes=("z", "y", "x")))
+    monkeypatch.setattr(choosing, "FEW", 20)
+    count = len(chosen.seconds)
+    assert prepare(scan.url, more, "all").members[0].choice == chosen
+    CliRunner().invoke(build_cli(), ["scan", "clean", scan.url], catch_exceptions=False)
+    again = prepare(scan.url, more, "all").members[0].choice
+    assert (count, len(again.seconds)) == (1, len(backends.eager_backends("auto", "cpu")))
 
 
 def test_a_plan_takes_the_time_of_what_was_chosen_and_writes_nothing(scan: Scan, bundle: Bundle) -> None:

@@ -1,7 +1,7 @@
 """The backend of a member: measured once, by the driver, on a batch of the very scan, and remembered in the scan.
 
-What was chosen stays chosen for a model and a scan on a kind of device: another backend gives other bits, and work that is
-half done would begin anew.
+What was chosen stays chosen for a model and a scan on a kind of device, for another backend gives other bits, until a job comes
+that is worth trying more: what a small one took as it is usual does not bind a large one.
 """
 
 import numpy as np
@@ -78,6 +78,26 @@ def remembered(scan: Scan, bundle: Bundle, device: str) -> Choice | None:
     return choice if choice.backend.startswith("eager") or why_not_compiled(device) is None else None
 
 
+def settled(choice: Choice, bundle: Bundle, device: str, batches: int) -> bool:
+    """Whether a job of so many batches would try nothing that was not tried for this choice."""
+    eager = {name: seconds.batch for name, seconds in choice.seconds.items() if name.startswith("eager")}
+    best = min(eager, key=eager.__getitem__)
+    wanted: list[str] = [*_eager(bundle, device, batches)]
+    if _to_compile(eager[best], batches) >= COMPILING[0]:
+        wanted.append(best.replace("eager", "compiled"))
+    return {*choice.seconds, *choice.unused}.issuperset(wanted)
+
+
+def _eager(bundle: Bundle, device: str, batches: int) -> list[Backend]:
+    precision = bundle.contract.forward.precision
+    return [usual(precision, device)] if batches < FEW else eager_backends(precision, device)
+
+
+def _to_compile(seconds: float, batches: int) -> float:
+    """Seconds that compiling would get, where a batch takes so many."""
+    return min(seconds * batches / 10, COMPILING[1])
+
+
 def _place(bundle: Bundle, device: str) -> str:
     return f"perfuse/backends/{storage.digest_json([bundle.seen_digest(), device])[:16]}"
 
@@ -99,8 +119,7 @@ def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, 
     network.load_state_dict(bundle.weights)
     results: dict[Backend, tuple[Seconds, Fixed]] = {}
     unused: dict[str, str] = {}
-    few = batches < FEW
-    for backend in [usual(forward.precision, device)] if few else eager_backends(forward.precision, device):
+    for backend in _eager(bundle, device, batches):
         try:
             results[backend] = tried(Engine.of(network, forward, device, backend), images)
         except (PerfuseError, RuntimeError, TypeError, ValueError) as error:
@@ -109,7 +128,7 @@ def _measure(bundle: Bundle, images: Images, threshold: Threshold, device: str, 
         raise PerfuseError(f"{bundle.uri or 'The network'} does not answer: {'; '.join(unused.values())}")
     best = min(results, key=lambda name: results[name][0].batch)
     eager = results[best][0].batch
-    limit = min(eager * batches / 10, COMPILING[1])
+    limit = _to_compile(eager, batches)
     if limit >= COMPILING[0]:
         other = compiled(best)
         task = Task(backend=other, device=device, threads=torch.get_num_threads())

@@ -6,7 +6,7 @@ from perfuse.catalog import LabelInfo, Scan
 from perfuse.contract import Fusion, of_class
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box
-from perfuse.inference.choosing import Choice, choose, foresee, remembered
+from perfuse.inference.choosing import Choice, choose, foresee, remembered, settled
 from perfuse.inference.grid import Grid
 from perfuse.inference.members import Member
 from perfuse.inference.planning import batches, thickest
@@ -45,15 +45,25 @@ def prepare(
     device = best_device()
     if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
+
+    def count(bundle: Bundle) -> int:
+        """Batches of all members that share logits, and so the choice."""
+        alike = [
+            (b.contract.forward, s)
+            for b, s in zip(model.members, slabs, strict=True)
+            if b.seen_digest() == bundle.seen_digest()
+        ]
+        return sum(batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab) for forward, slab in alike)
+
     members = []
-    for bundle, slab in zip(model.members, slabs, strict=True):
+    for bundle in model.members:
         forward = bundle.contract.forward
         choice = remembered(scan, bundle, device)
         if choice is None and plan:
             choice = foresee(scan, bundle, model.threshold, device)
-        if choice is None:
-            count = batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab)
-            choice = choose(scan, bundle, model.threshold, device, count)
+        begun = choice is not None and thickness(scan.group, _member(scan, bundle, choice, device, roi).scratch)
+        if choice is None or not (plan or begun or settled(choice, bundle, device, count(bundle))):
+            choice = choose(scan, bundle, model.threshold, device, count(bundle))
         member = _member(scan, bundle, choice, device, roi)
         there = thickness(scan.group, member.scratch)
         members.append(member.model_copy(update={"slab": thickest(scan, forward, memory, there)}))

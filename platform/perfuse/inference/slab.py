@@ -64,7 +64,8 @@ class Tiles:
         runs = list(enumerate(range(*self.planes, PLANES)))
         lefts = tile_starts(width, tile, self.forward.stride)
         if self.needed is None:
-            return {key: [run for run, _ in runs] for key in lefts}
+            every = [run for run, _ in runs]
+            return dict.fromkeys(lefts, every)
         found: dict[int, list[int]] = {}
         for left in lefts:
             rows, columns = (top, min(top + tile, height)), (left, min(left + tile, width))

@@ -72,7 +72,7 @@ def train(
     start = [] if init_from is None else [f"init_from={init_from}"]
     loaded = load_recipe(recipe, [*(settings or []), *start], smoke=smoke)
     if plan:
-        _show_training(loaded, data, as_json=as_json)
+        _show_training(loaded, data, 0 if local else workers.most, as_json=as_json)
         return None
     check_network(loaded)
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local, resume=resume)
@@ -221,7 +221,7 @@ def _show_labels(scan_url: str, infos: "tuple[LabelInfo, ...]", *, as_json: bool
     return values
 
 
-def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
+def _show_training(recipe: "Recipe", data: str, workers: int, *, as_json: bool) -> None:
     from rich.filesize import decimal
 
     from perfuse.console import print_json, results
@@ -229,7 +229,7 @@ def _show_training(recipe: "Recipe", data: str, *, as_json: bool) -> None:
     from perfuse.training import plan_job
     from perfuse.training.planning import plan_training
 
-    plan = plan_training(plan_job(recipe, data, storage_url()))
+    plan = plan_training(plan_job(recipe, data, storage_url()), workers)
     if as_json:
         print_json(plan.model_dump())
         return

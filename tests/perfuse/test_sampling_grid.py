@@ -1,7 +1,7 @@
 """A grid: each crop once an epoch, in an order of its own, from bricks that are read for many."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,8 @@ Seen = tuple[int, int, int, int, int]
 
 
 def seen(order: GridOrder, index: int) -> Seen:
-    place, window = order.crop(index)
+    step, position = divmod(index, order.batch)
+    place, window = order.place(step, position), order.window(step, position, None)
     across, *along = [place.axis, *(a for a in range(3) if a != place.axis)]
     corner = [place.box.start[a] + int(at) for a, at in zip(along, (window.row, window.column), strict=True)]
     return place.source, place.axis, place.box.start[across] + window.plane, *corner
@@ -85,11 +86,22 @@ def test_batches_are_the_crops_of_the_order(folder: Path) -> None:
     with Cutter(job) as cutter:
         assert isinstance(cutter.order, GridOrder)
         for step in range(5):
-            for position in range(7):
-                place, window = cutter.order.crop(step * 7 + position)
-                assert cutter.order.place(step, position) == place
-                assert cutter.order.window(step, position, cutter.read(place).result()) == window
+            places = [cutter.order.place(step, position) for position in range(7)]
+            assert len(list(groupby(places))) == len(set(places)), "brick by brick"
+            assert cutter.places(step, range(7)) == list(dict.fromkeys(places))
         assert len({cutter.order.place(step, p) for step in range(5) for p in range(7)}) <= 8, "few bricks, many crops"
+
+
+def test_each_rank_reads_few_of_the_bricks_of_a_row_and_the_plan_counts_them(folder: Path) -> None:
+    order = GridOrder(planned(folder, "batch=24", "sampling.overlap=0.75"))
+    held, read = list(order.read(40)), {}
+    for world in (1, 2, 3):
+        shares = [range(r * 24 // world, (r + 1) * 24 // world) for r in range(world)]
+        rows = [range(32), range(32, 40)]
+        touched = [{order.place(step, p) for step in row for p in share} for row in rows for share in shares]
+        read[world] = sum(map(len, touched))
+        assert Counter(order.read(40, shares)) == Counter(place for part in touched for place in part)
+    assert len(held) <= read[1] < read[3] < 2 * read[1]
 
 
 def test_crops_outside_the_organ_are_left_out(tmp_path: Path, make_scan: Any) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Protocol
@@ -40,8 +40,11 @@ class Order(Protocol):
     def window(self, step: int, position: int, brick: PlacedBrick) -> Window:
         """Where in its brick it lies."""
 
-    def read(self, batches: int) -> Iterator[Place]:
-        """The bricks that so many batches are cut of, each as often as it has to be read."""
+    def read(self, batches: int, shares: Sequence[range] = ()) -> Iterator[Place]:
+        """The bricks that so many batches are cut of, each as often as it has to be read.
+
+        By one process that goes through them; shares: of ranks, by whom each row (see `sampling.rows`) is cut apart from others.
+        """
 
 
 def order_of(job: TrainingJob) -> Order:

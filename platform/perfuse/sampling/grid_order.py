@@ -1,9 +1,10 @@
 """Every crop of a grid once an epoch: bricks in random order, and random order among the crops of a few bricks.
 
-Memory follows the bricks, a few thousand for an organ, not the crops. Which crop is the i-th of an epoch is found by two searches.
+The crops of a step lie in its batch brick by brick, so that each rank's share of it is cut of few of them. Memory follows the
+bricks, a few thousand for an organ, not the crops. Which crop is the i-th of an epoch is found by two searches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from perfuse.geometry import along_axis, move_axis, runs
 from perfuse.sampling.places import Place, Sizes, Window, bricks_at_once
+from perfuse.sampling.random_order import GROUP_STEPS
 from perfuse.sampling.sources import Opened, opened
 from perfuse.training.job import TrainingJob
 
@@ -26,6 +28,8 @@ PLANES = 128
 """Planes of a brick, with those that only complete the panels of others."""
 
 Indices = npt.NDArray[np.int64]
+Found = tuple[int, int, int]
+"""A crop: the epoch, which brick of it, and which crop of that."""
 
 
 class GridOrder:
@@ -47,18 +51,26 @@ class GridOrder:
         self._bricks_at_once = bricks_at_once((PLANES, span, span))
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self._group = lru_cache(maxsize=4)(self._draw_group)
+        self._step = lru_cache(maxsize=64)(self._sorted_step)
 
-    def crop(self, index: int) -> tuple[Place, Window]:
-        """The crop with `index` crops before it, over all epochs."""
+    def _find(self, index: int) -> Found:
+        """The crop with `index` crops drawn before it, over all epochs."""
         epoch, at = divmod(index, self.length)
-        order, ends = self._epoch(epoch)
+        _, ends = self._epoch(epoch)
         group = int(np.searchsorted(ends, at, side="right")) // self._bricks_at_once
         first = group * self._bricks_at_once
         begin = int(ends[first - 1]) if first else 0
         inside = int(self._group(epoch, group)[at - begin])
         rank = int(np.searchsorted(ends, begin + inside, side="right"))
-        brick = self.bricks[order[rank]]
-        return brick.place, brick.window(begin + inside - (int(ends[rank - 1]) if rank else 0))
+        return epoch, rank, begin + inside - (int(ends[rank - 1]) if rank else 0)
+
+    def _sorted_step(self, step: int) -> list[Found]:
+        """The crops of a step, brick by brick."""
+        return sorted(map(self._find, range(step * self.batch, (step + 1) * self.batch)), key=lambda found: found[:2])
+
+    def _brick(self, epoch: int, rank: int) -> "GridBrick":
+        order, _ = self._epoch(epoch)
+        return self.bricks[int(order[rank])]
 
     def _draw_epoch(self, epoch: int) -> tuple[Indices, Indices]:
         order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self.bricks))
@@ -67,11 +79,18 @@ class GridOrder:
     def _draw_group(self, epoch: int, group: int) -> Indices:
         order, _ = self._epoch(epoch)
         first = group * self._bricks_at_once
-        crops = int(self.counts[order[first : first + self._bricks_at_once]].sum())
-        return np.random.default_rng([self.seed, 4, epoch, group]).permutation(crops)
+        rng = np.random.default_rng([self.seed, 4, epoch, group])
+        counts = self.counts[order[first : first + self._bricks_at_once]]
+        return np.argsort(np.concatenate([rng.permutation(n) / n + rng.random() / n for n in counts]))
 
-    def read(self, batches: int) -> Iterator[Place]:
-        """The bricks that so many batches are cut of, each as often as it has to be read."""
+    def read(self, batches: int, shares: Sequence[range] = ()) -> Iterator[Place]:
+        """See `feeding.Order`."""
+        for first in range(0, batches if shares else 0, GROUP_STEPS):
+            steps = [self._step(step) for step in range(first, min(first + GROUP_STEPS, batches))]
+            for share in shares:
+                yield from (self._brick(*key).place for key in {step[p][:2] for step in steps for p in share})
+        if shares:
+            return
         crops = batches * self.batch
         for epoch in range(-(-crops // self.length)):
             order, ends = self._epoch(epoch)
@@ -80,11 +99,12 @@ class GridOrder:
 
     def place(self, step: int, position: int) -> Place:
         """The brick of which the crop at a position of a step is cut."""
-        return self.crop(step * self.batch + position)[0]
+        return self._brick(*self._step(step)[position][:2]).place
 
     def window(self, step: int, position: int, brick: "PlacedBrick") -> Window:  # noqa: ARG002 - a random order looks at it
         """Where in its brick the crop at a position of a step lies."""
-        return self.crop(step * self.batch + position)[1]
+        epoch, rank, number = self._step(step)[position]
+        return self._brick(epoch, rank).window(number)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Crops at random: each step draws its own, from bricks that are kept for a group of steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -38,11 +38,12 @@ class RandomOrder:
         """The brick of which the crop at a position of a step is cut."""
         return self._brick(step // GROUP_STEPS, position // self._per_brick)
 
-    def read(self, batches: int) -> Iterator[Place]:
-        """The bricks that so many batches are cut of, each as often as it has to be read."""
+    def read(self, batches: int, shares: Sequence[range] = ()) -> Iterator[Place]:
+        """See `feeding.Order`."""
         for group in range(-(-batches // GROUP_STEPS)):
-            for slot in range(-(-self.recipe.batch // self._per_brick)):
-                yield self._brick(group, slot)
+            for share in shares or [range(self.recipe.batch)]:
+                for slot in range(share[0] // self._per_brick, share[-1] // self._per_brick + 1):
+                    yield self._brick(group, slot)
 
     def _draw(self, group: int, slot: int) -> Place:
         sampling = self.recipe.sampling

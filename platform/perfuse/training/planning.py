@@ -41,15 +41,19 @@ class TrainingPlan(Frozen):
     """Of all steps, without validation: GPU-hours where the device is one."""
 
 
-def plan_training(job: TrainingJob) -> TrainingPlan:
-    """Count crops and bricks, and measure a step here. Raises RecipeError or PlanError for what cannot be trained."""
+def plan_training(job: TrainingJob, workers: int = 0) -> TrainingPlan:
+    """Count crops and bricks, and measure a step here. Raises RecipeError or PlanError for what cannot be trained.
+
+    workers: of Ray, each of whose rows is cut by whoever is free, and counts as if he held no bricks; 0: by this process.
+    """
     from perfuse.models import best_device, device_name
 
     recipe, device = job.recipe, best_device()
     with feeding.Cutter(job) as cutter:
         whole = range(recipe.batch)
+        shares = [feeding.positions(recipe, rank, workers) for rank in range(workers)]
         cutter.check(0, whole)
-        bricks = [cutter.bytes_of(place) for place in cutter.order.read(recipe.batches)]
+        bricks = [cutter.bytes_of(place) for place in cutter.order.read(recipe.batches, shares)]
         epoch = cutter.order.length if isinstance(cutter.order, GridOrder) else None
     seconds = step_seconds(recipe, device)
     batches = feeding.batch_bytes(recipe, recipe.batch) * (

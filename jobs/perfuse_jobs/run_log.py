@@ -1,6 +1,7 @@
 """The MLflow run of a training: kept by a thread, so that no step waits for a server, and gone on with after a kill.
 
-An MLflow that goes away in the middle stops nothing: what it does not take is kept, and told when it is back.
+An MLflow that is away in the middle, or when a training goes on, stops nothing: what it does not take is kept, and told when
+it is back. A training that begins needs it.
 """
 
 import math
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from threading import Event
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from perfuse import storage
 from perfuse.console import say
@@ -24,6 +25,7 @@ from perfuse.scoring import Evaluation
 from perfuse.tracking import Run, Told
 from perfuse.training import TrainingJob
 
+Answer = TypeVar("Answer")
 RUN, UNSENT, REPORT = "run.json", "unsent.json", "report.html"
 """In the job's folder: the id of its run; metrics that MLflow has not taken; the page about the training."""
 
@@ -39,18 +41,20 @@ class RunLog:
     def __init__(self, job: TrainingJob, name: str, *, parent: str | None = None) -> None:
         self._job, self._name = job, name
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._run: Future[Run] = self._pool.submit(_open, job, name, parent)
+        self._known = storage.exists(storage.join(job.folder, RUN))
         self._untold: deque[tuple[Told, dict[str, bytes]]] = deque()
         self._sent: list[Future[None]] = []
         self._hurry, self._until = Event(), math.inf
         self._away = self._gave_up = False
+        self._run: Future[Run] = self._pool.submit(self._opened, parent)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __call__(self, step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
-        """Log metrics and PNG pictures of a step; waits for the run to be open, so that a server that is away shows at once."""
-        self.run()
+        """Log metrics and PNG pictures of a step; the first of a run waits for it to be open: a server that is away shows at once."""
+        if not self._known:
+            self.run()
         self._raise_failures([f for f in self._sent if f.done()])
         self._untold.append((Told(step, metrics), pictures))
         self._sent.append(self._pool.submit(self._send))
@@ -89,6 +93,11 @@ class RunLog:
         """The run itself, when it is open."""
         return self._run.result()
 
+    def _opened(self, parent: str | None) -> Run:
+        """The run; one that was begun earlier is waited for."""
+        act = partial(_open, self._job, self._name, parent)
+        return self._insist(act) if self._known else act()
+
     def _send(self) -> None:
         """All that waits: metrics in one request, then the pictures; after a validation the page as it stands."""
         waiting = list(self._untold)
@@ -105,12 +114,12 @@ class RunLog:
         for _ in waiting:
             self._untold.popleft()
 
-    def _insist(self, act: Callable[[], None]) -> None:
-        """Try again, less and less often, until MLflow answers or patience ends."""
+    def _insist(self, act: Callable[[], Answer]) -> Answer:
+        """What an act answers: tried again, less and less often, until MLflow answers or patience ends."""
         wait = 1.0
         while True:
             try:
-                act()
+                answer = act()
             except ServerError as error:
                 if time.monotonic() >= self._until:
                     self._gave_up = True
@@ -125,7 +134,7 @@ class RunLog:
                 if self._away:
                     say("MLflow answers again.")
                 self._away = False
-                return
+                return answer
 
     def _raise_failures(self, sent: list[Future[None]]) -> None:
         for future in sent:
@@ -135,6 +144,7 @@ class RunLog:
     def _finish_sending(self, patience_s: float) -> None:
         self._until = time.monotonic() + patience_s
         self._hurry.set()
+        self.run()
         self._raise_failures(list(self._sent))
 
     def __exit__(
@@ -145,14 +155,16 @@ class RunLog:
             if kind is None:
                 self.flush()
                 self.run().finish()
-            elif self._run.done() and self._run.exception() is None:
+            else:
                 with suppress(Exception):  # the error that ended the training is the one to tell
                     self._finish_sending(0)
                     self.run().finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
         finally:
             self._pool.shutdown()
             if self._untold:
-                storage.write_json(storage.join(self._job.folder, UNSENT), [asdict(told) for told, _ in self._untold])
+                place = storage.join(self._job.folder, UNSENT)
+                earlier = storage.read_json(place) if storage.exists(place) else []
+                storage.write_json(place, [*earlier, *(asdict(told) for told, _ in self._untold)])
 
 
 def _chosen(curve: Curve) -> dict[str, float]:

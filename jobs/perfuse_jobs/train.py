@@ -75,6 +75,7 @@ def train(
     with writing(job.folder, "training"), RunLog(job, name, parent=part.parent if part else None) as log:
         if not is_finished(job):
             _learn(job, log, workers, local=local)
+        log.flush()
         return _publish(job, name, log, predictor(workers, local=local), inherited)
 
 
@@ -122,7 +123,6 @@ def _learn(job: TrainingJob, log: RunLog, workers: Workers, *, local: bool) -> N
         except KeyboardInterrupt:
             say(f"Stopped. The same command goes on at step {latest_step(job.folder)}; checkpoints: {job.folder}")
             raise
-    log.flush()
     if job.recipe.converged is not None:
         say(_end(latest_step(job.folder), job.recipe))
 

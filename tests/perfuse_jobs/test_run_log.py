@@ -138,3 +138,37 @@ def test_what_is_not_told_at_the_end_is_told_by_the_same_command(
         assert log.run().history()["loss"] == {1: 1, 2: 1 / 2, 3: 1 / 3}
         assert log.run().read("report.html").decode() == report
     assert not storage.exists(f"{job.folder}/unsent.json")
+
+
+def test_a_training_that_goes_on_while_mlflow_is_away_is_told_later_and_one_that_begins_is_refused(
+    job: TrainingJob, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise ServerError("MLflow does not answer.")
+
+    def stopped(*steps: int, by: BaseException) -> None:
+        with RunLog(job, "tubes") as log:
+            for step in steps:
+                log(step, {"loss": 1 / step}, {})
+            raise by
+
+    monkeypatch.setattr(run_log, "PATIENCE_S", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "start", away)
+        with pytest.raises(ServerError, match="does not answer"):
+            stopped(1, by=AssertionError("it goes on"))
+    with pytest.raises(KeyboardInterrupt):
+        stopped(1, by=KeyboardInterrupt())
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "resume", away)
+        for step in (2, 3):
+            with pytest.raises(KeyboardInterrupt):
+                stopped(step, by=KeyboardInterrupt())
+        with pytest.raises(ServerError, match="does not answer"), RunLog(job, "tubes") as log:
+            log.flush()
+    assert [told["step"] for told in storage.read_json(f"{job.folder}/unsent.json")] == [2, 3]
+    with RunLog(job, "tubes") as log:
+        log(4, {"loss": 1 / 4}, {})
+        log.flush()
+        assert log.run().history()["loss"] == {1: 1, 2: 1 / 2, 3: 1 / 3, 4: 1 / 4}
+    assert "Meanwhile the training goes on" in capsys.readouterr().err

@@ -71,10 +71,10 @@ def train(
     check_local(local, workers)
     start = [] if init_from is None else [f"init_from={init_from}"]
     loaded = load_recipe(recipe, [*(settings or []), *start], smoke=smoke)
+    check_network(loaded)
     if plan:
         _show_training(loaded, data, 0 if local else workers.most, as_json=as_json)
         return None
-    check_network(loaded)
     uri = training.train(loaded, data, name or loaded.name, workers=workers, local=local, resume=resume)
     if as_json:
         print_json({"model": uri})

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from perfuse import tracking
 from perfuse.catalog import Scan
@@ -155,6 +156,36 @@ def test_a_plan_is_in_gpu_hours_where_there_is_a_gpu(
     shown = capsys.readouterr().out
     assert f"{said} 75 s a step" in shown
     assert "steps       24\ncrops       96\n" in shown
+
+
+SIGMOID = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, in_channels, classes):
+        super().__init__(nn.Conv2d(in_channels, classes, 1), nn.Sigmoid())
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("network.module=net_of_test_train:Net", "sigmoid"), ("precision=fp16", "precision = fp16 needs a GPU")],
+)
+def test_a_plan_refuses_what_the_training_would(
+    verb: Any,
+    scans: Path,
+    workdir: Path,
+    tmp_path: Path,
+    tiny_settings: list[str],
+    monkeypatch: Any,
+    setting: str,
+    said: str,
+) -> None:
+    (tmp_path / "net_of_test_train.py").write_text(SIGMOID)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match=said):
+        verb("train", "quickstart", "--data", scans, *tiny_settings, "--set", setting, "--plan")
 
 
 def test_an_mlflow_that_is_away_is_named(

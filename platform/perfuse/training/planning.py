@@ -81,7 +81,7 @@ def _said(source: Source) -> str:
     known = f"{info.kind}, {info.coverage:.0%}" if info.kind == "sparse" else info.kind
     part = f", voxels {source.box[0]} to {source.box[1]}" if source.box else ""
     of_class = f"{source.class_name} by " if source.class_name else ""
-    return f"{source.specimen} of donor {scan.info.donor}: {of_class}{source.label} ({known}{part})"
+    return f"{scan.info.id} of donor {scan.info.donor}: {of_class}{source.label} ({known}{part})"
 
 
 def step_seconds(recipe: Recipe, device: str) -> float:
@@ -93,11 +93,11 @@ def step_seconds(recipe: Recipe, device: str) -> float:
     from perfuse.sampling.cutting import CropShape
     from perfuse.training.optimisation import optimiser
 
+    precision = resolve_precision(recipe.precision, device)
     network = build(recipe.segmenter).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     update = optimiser(recipe, network.parameters())
     crops = min(recipe.batch, PROBE_CROPS)
     image, target, known = (torch.rand(p.shape, device=device) for p in CropShape.of(recipe).empty(crops))
-    precision = resolve_precision("auto", device) if recipe.precision == "auto" else recipe.precision
     half = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     times = []
     for _ in range(PROBE_STEPS):

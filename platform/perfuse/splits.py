@@ -29,28 +29,28 @@ def split_by_donor(
     holdout: Sequence[str] = (),
     fold: tuple[int, int | None] | None = None,
 ) -> Split:
-    """Divide scans by specimen, never dividing a donor.
+    """Divide scans by specimen or id, never dividing a donor.
 
     classes: of each the labels in order of preference; a scan is labelled when it has one of any class, densely when it has
     dense ones of all.
-    train: specimens; empty means every labelled scan that is not held out.
-    validation: specimens; empty means one densely labelled donor, the last in order of specimen; None means nobody selects.
-    holdout: specimens that training and selection must not see, with all else of their donors.
+    train: specimens or ids of single scans; empty means every labelled scan that is not held out.
+    validation: specimens or ids; empty means one densely labelled donor, the last in order of specimen; None means nobody selects.
+    holdout: specimens or ids that training and selection must not see, with all else of their donors.
     fold: number and count, see `folds`; the donors of that fold validate, by their dense labels.
-    Raises RecipeError when a specimen is unknown or unlabelled, a donor would stand on two sides, or a side is empty.
+    Raises RecipeError when a name is unknown or its scans unlabelled, a donor would stand on two sides, or a side is empty.
     """
     known = [s for s in scans if _is_labelled(s, classes)]
     _check_named([*train, *(validation or ())], known, classes)
-    held = [s for s in scans if s.info.specimen in holdout]
+    held = _named(scans, holdout)
     free = labelled(scans, classes=classes, holdout=holdout)
     if validation is None:
         chosen = []
     elif fold:
         chosen = _of_fold(free, classes, fold)
     else:
-        chosen = [s for s in known if s.info.specimen in validation] or _choose_validation(free, classes, train)
+        chosen = _named(known, validation) or _choose_validation(free, classes, train)
     donors = {s.info.donor for s in chosen}
-    rest = [s for s in known if s.info.specimen in train] or [s for s in free if s.info.donor not in donors]
+    rest = _named(known, train) or [s for s in free if s.info.donor not in donors]
     _check_disjoint(rest, chosen, held)
     if not rest or (not chosen and validation is not None):
         raise RecipeError(
@@ -65,16 +65,16 @@ def split_by_donor(
 def labelled(
     scans: Sequence[Scan], *, classes: Classes, train: Sequence[str] = (), holdout: Sequence[str] = ()
 ) -> list[Scan]:
-    """The scans that have one label of any class, without donors of held out specimens; of these the specimens `train`, if named.
+    """The scans that have one label of any class, without donors of those held out; of these the specimens or ids `train`, if named.
 
-    Raises RecipeError when a specimen is unknown, unlabelled, or held out.
+    Raises RecipeError when a name is unknown, or its scans unlabelled or held out.
     """
     known = [s for s in scans if _is_labelled(s, classes)]
     _check_named(holdout, scans, ())
-    held = {s.info.donor for s in scans if s.info.specimen in holdout}
+    held = {s.info.donor for s in _named(scans, holdout)}
     free = [s for s in known if s.info.donor not in held]
     _check_named(train, free, classes)
-    return [s for s in free if not train or s.info.specimen in train]
+    return _named(free, train) if train else free
 
 
 def folds(scans: Sequence[Scan], count: int | None) -> list[tuple[str, ...]]:
@@ -121,16 +121,25 @@ def divide(shape_zyx: Index3, share: float, gap: int) -> tuple[Box, Box]:
     return Box((0, 0, 0), index3(stop)), Box(index3(start), shape_zyx)
 
 
+def _named(scans: Sequence[Scan], names: Sequence[str]) -> list[Scan]:
+    """All scans of the specimens named, and those whose id is; a name that is both means the specimen."""
+    specimens = {s.info.specimen for s in scans}
+    return [s for s in scans if s.info.specimen in names or (s.info.id in names and s.info.id not in specimens)]
+
+
 def _check_named(names: Sequence[str], scans: Sequence[Scan], classes: Classes) -> None:
-    there = sorted({s.info.specimen for s in scans})
+    ids: dict[str, list[str]] = {}
+    for scan in scans:
+        ids.setdefault(scan.info.specimen, []).append(scan.info.id)
     for name in names:
-        if name not in there:
+        if not _named(scans, [name]):
             which = f"with one of the labels {', '.join(_names(classes))}" if classes else "here"
-            raise RecipeError(f"No specimen {name!r} {which}. There are: {', '.join(there) or 'none'}.")
+            there = "; ".join(s if ids[s] == [s] else f"{s} (scans {', '.join(ids[s])})" for s in sorted(ids))
+            raise RecipeError(f"No specimen or scan {name!r} {which}. There are: {there or 'none'}.")
 
 
 def _choose_validation(free: Sequence[Scan], classes: Classes, train: Sequence[str]) -> list[Scan]:
-    training = {s.info.donor for s in free if s.info.specimen in train}
+    training = {s.info.donor for s in _named(free, train)}
     dense = [s for s in free if s.info.donor not in training and _is_dense(s, classes)]
     if not dense:
         return []

@@ -23,9 +23,9 @@ from perfuse.training.validation import middle
 class Known(Scan):
     """A scan of which only donor, organ and kind of label are known."""
 
-    def __init__(self, specimen: str, donor: str, organ: str, kind: str = "dense") -> None:
-        self.url, self.kind = specimen, kind
-        self.info = ScanInfo.model_construct(id=specimen, specimen=specimen, donor=donor, organ=organ)
+    def __init__(self, specimen: str, donor: str, organ: str, kind: str = "dense", name: str | None = None) -> None:
+        self.url, self.kind = name or specimen, kind
+        self.info = ScanInfo.model_construct(id=self.url, specimen=specimen, donor=donor, organ=organ)
 
     def labels(self) -> dict[str, LabelInfo]:
         return {"human": LabelInfo.model_construct(name="human", kind=self.kind)}
@@ -73,6 +73,25 @@ def test_sparse_scans_never_validate_nor_train_beside_their_donor() -> None:
         split_by_donor(scans, classes=[["human"]], fold=(1, 3))
     with pytest.raises(RecipeError, match="no fold 3 of 2"):
         split_by_donor(scans, classes=[["human"]], fold=(3, None))
+
+
+def test_a_scan_is_chosen_alone_by_its_id_and_its_donor_stays_on_its_side() -> None:
+    scans: list[Scan] = [Known("k1", "anna", "kidney", name=name) for name in ("k1_whole", "k1_part")]
+    scans += [Known("k2", "ben", "kidney"), Known("k3", "cleo", "kidney", name="k2")]
+
+    def sides(**names: list[str]) -> list[list[str]]:
+        split = split_by_donor(scans, classes=[["human"]], **names)
+        return [[s.info.specimen + "/" + s.info.id for s in side] for side in (split.train, split.validation)]
+
+    whole, part, named_alike = "k1/k1_whole", "k1/k1_part", "k2/k2"
+    assert sides(train=["k1"], validation=["k2"]) == [[whole, part], [named_alike]], "a specimen goes before an id"
+    assert sides(train=["k1_whole"], validation=["k2"]) == [[whole], [named_alike]]
+    assert sides(train=["k1_whole"]) == [[whole], ["k3/k2"]]
+    assert sides(validation=["k1_part"]) == [[named_alike, "k3/k2"], [part]]
+    with pytest.raises(RecipeError, match=r"Donor 'anna' .*two sides"):
+        sides(train=["k1_whole"], validation=["k1_part"])
+    with pytest.raises(RecipeError, match=r"'k9' .*There are: k1 \(scans k1_whole, k1_part\); k2; k3 \(scans k2\)"):
+        sides(train=["k9"])
 
 
 @given(st.tuples(*[st.integers(1, 400)] * 3), st.floats(0.05, 0.95), st.integers(1, 60))

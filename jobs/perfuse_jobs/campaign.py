@@ -159,10 +159,7 @@ class _Runner:
         if stage.threshold_from is not None:
             return self._inheriting(planned, stage, stage.threshold_from)
         model, scans = self._together(stage), [Scan.open(site.url) for site in planned.scans]
-        truths = {human_label(scan) for scan in scans}
-        truth = truths.pop()
-        if truths or truth is None:
-            raise CampaignError(f"Stage {stage.name}: its scans need one label of people's that all have, as `human`.")
+        truth = str(human_label(scans[0]))
         labels = {scan.url: self.predict(scan.url, model, planned.output) for scan in scans}
         threshold = tune([Scan.open(url) for url in labels], planned.output, truth).chosen
         labels = {url: self.predict(url, model.with_threshold(threshold), planned.output) for url in labels}

@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from perfuse.errors import ContractError
 
 Axis = Literal["z", "y", "x"]
+AxisFusion = Literal["mean", "max"]
+AxisWeight = Annotated[int, Field(ge=0, le=100)]
 
 
 def _each_once(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
@@ -18,6 +20,7 @@ def _each_once(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
 
 Axes = Annotated[tuple[Axis, ...], Field(min_length=1), AfterValidator(_each_once)]
 Blend = Literal["logit", "probability"]
+Edge = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 Turns = Literal["none", "flips", "quarters", "all"]
 Window = Literal["mean", "hann", "gaussian", "max"]
@@ -137,6 +140,12 @@ def since(default: Any) -> Any:
     return Field(default, exclude_if=lambda value: value == default)
 
 
+def check_axis_weights(weights: tuple[int, ...], axes: tuple[str, ...]) -> None:
+    """ValueError unless there are none, or one for each axis and one of them above 0."""
+    if weights and (len(weights) != len(axes) or not any(weights)):
+        raise ValueError(f"axis_weights {weights}: one for each of {len(axes)} axes is needed, not all 0")
+
+
 def check_scales(scales: tuple[float, ...], tile: int) -> None:
     """ValueError unless tiles can be seen at these sizes."""
     if not scales or len(set(scales)) < len(scales):
@@ -166,11 +175,11 @@ class Forward(Finite):
     """A tile is seen mirrored along rows and columns (flips, 4 views), in four quarter turns, or in all 8 ways; the mean counts."""
     scales: tuple[Scale, ...] = since((1.0,))
     """How many times as large a tile is seen (bilinear), each size in all turns; logits are brought back and averaged."""
-    axis_weights: tuple[Annotated[int, Field(ge=0, le=100)], ...] = since(())
+    axis_weights: tuple[AxisWeight, ...] = since(())
     """How much each of `axes` counts; empty: alike."""
-    axis_fusion: Literal["mean", "max"] = since("mean")
+    axis_fusion: AxisFusion = since("mean")
     """How the answers along several axes become one."""
-    resample_um: Annotated[float, Field(gt=0)] | None = since(None)
+    resample_um: Edge | None = since(None)
     """Edge, µm, of the voxels to which a scan is resized before the network sees it (trilinear), and the answer back; None: its own."""
     level: int = since(0)
     """Of the scan's pyramid, whose voxels are seen as they are stored, and the answer brought back; above 0 for a preview alone."""
@@ -181,10 +190,7 @@ class Forward(Finite):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Forward":
-        if self.axis_weights and (len(self.axis_weights) != len(self.axes) or not any(self.axis_weights)):
-            raise ValueError(
-                f"axis_weights {self.axis_weights}: one for each of {len(self.axes)} axes is needed, not all 0"
-            )
+        check_axis_weights(self.axis_weights, self.axes)
         check_scales(self.scales, self.tile)
         return self
 
@@ -195,17 +201,26 @@ class Forward(Finite):
 
     def check_voxel_size(self, voxel_size_um: tuple[float, float, float], scan: str) -> None:
         """Raise ContractError when a scan's pixels, along any axis of the contract, lie outside the allowed range."""
+        fault = self.refusal(voxel_size_um)
+        if fault:
+            raise ContractError(
+                f"Scan {scan} {fault}. Use a model trained at this scale, or let it see the scan at an allowed voxel size "
+                "(--set resample_um=…)."
+            )
+
+    def refusal(self, voxel_size_um: tuple[float, float, float]) -> str:
+        """What is wrong with a scan of such voxels, along the first axis of the contract that does not allow them; empty: nothing."""
         low, high = self.voxel_size_um
         seen = voxel_size_um if self.resample_um is None else (self.resample_um,) * 3
         for axis in self.axes:
             pixels = [s for a, s in zip("zyx", seen, strict=True) if a != axis]
             if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in pixels):
                 voxel = " × ".join(f"{s:g}" for s in seen)
-                raise ContractError(
-                    f"Scan {scan} {'has' if self.resample_um is None else 'would be seen at'} voxels of {voxel} µm (z, y, x); "
-                    f"along axis {axis} the model allows pixels of {low:g} to {high:g} µm only. Use a model trained at this "
-                    "scale, or let it see the scan at an allowed voxel size (--set resample_um=…)."
+                return (
+                    f"{'has' if self.resample_um is None else 'would be seen at'} voxels of {voxel} µm (z, y, x); along axis "
+                    f"{axis} the model allows pixels of {low:g} to {high:g} µm only"
                 )
+        return ""
 
 
 class Fusion(Frozen):

@@ -287,9 +287,45 @@ def test_recipes_of_several_classes_are_refused(scans):
 
 
 def test_a_test_donor_chooses_nothing(scans, tmp_path):
-    ensemble = {"kind": "tune", "name": "tuned", "models": ["first"], "scans": ["b"]}
-    path = written(tmp_path, TRAIN_A, ensemble, roles={"test": ["b"]})
-    refused(scans, path, r"Stage tuned: donor 'b' chooses, and is kept for testing")
+    ensemble = {"kind": "tune", "name": "tuned", "models": ["first"], "scans": ["e"]}
+    path = written(tmp_path, TRAIN_A, ensemble, roles={"test": ["e"]})
+    refused(scans, path, r"Stage tuned: donor 'e' chooses, and is kept for testing")
+
+
+def test_who_judges_is_labelled_densely_and_alike_in_every_stage(scans, tmp_path, make_scan):
+    def refused_when_planned(match, *stages, there=scans, **roles):
+        with pytest.raises(CampaignError, match=match):
+            planned(there, written(tmp_path, TRAIN_A, *stages, roles={"validation": ["e"], **roles}))
+
+    with pytest.raises(CampaignError, match=r"Stage dense.*: c is to choose.*'human' is sparse.*--set validation="):
+        planned(scans, "sennet_3rd", "validation=c")
+    tune = {"kind": "tune", "name": "tuned", "models": ["first"]}
+    refused_when_planned("Stage tuned: b is to choose.*'human' is sparse", {**tune, "scans": ["b"]})
+    taught = {"kind": "pseudolabel", "name": "taught", "model": "first", "scans": ["d"]}
+    second = {"kind": "train", "name": "second", "scans": ["a"], "labels": ["taught", "human"], "validation": ["d"]}
+    refused_when_planned("Stage second: d is to choose.*'taught' is soft", taught, second)
+    mask = np.full(SHAPE, 255, np.uint8)
+    other = make_scan(tmp_path, "o", np.zeros(SHAPE, np.uint16), {"other": mask})
+    refused_when_planned(r"different labels \(human, other\)", {**tune, "scans": ["e", "o"]}, there=[*scans, other])
+
+
+def test_a_scan_that_a_stage_may_not_see_is_refused_before_anything_runs(scans, tmp_path, make_scan):
+    fine = make_scan(tmp_path, "fine", np.zeros(SHAPE, np.uint16), {"human": np.full(SHAPE, 255, np.uint8)}, voxel=25.0)
+    both = {"kind": "ensemble", "name": "both", "models": ["first", "second"], "scans": ["e"]}
+    trained = [TRAIN_A, {**TRAIN_A, "name": "second"}, both]
+
+    def refused_by(stage, path):
+        for allowed in ("voxel_size_range=2", "resample_um=50"):
+            check_networks(planned([*scans, fine], path, f"recipe.{allowed}", "recipe.crop=32"))
+        said = rf"Stage {stage}: scan fine has voxels of 25 .* 33\.3333 to 75 µm only.*--set recipe\.resample_um="
+        with pytest.raises(CampaignError, match=said):
+            check_networks(planned([*scans, fine], path, "recipe.crop=32"))
+
+    for kind in ("predict", "pseudolabel", "evaluate"):
+        refused_by(
+            "last", written(tmp_path, *trained, {"kind": kind, "name": "last", "model": "both", "scans": ["fine"]})
+        )
+    refused_by("first", written(tmp_path, {**TRAIN_A, "validation": ["fine"]}))
 
 
 def test_networks_are_tried_before_anything_runs(scans, tmp_path):

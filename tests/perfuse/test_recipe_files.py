@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from perfuse import storage
 from perfuse.errors import RecipeError
 from perfuse.recipes import RECIPES, Recipe, differences, load_recipe, smoke
 from perfuse.recipes.checking import check_network
 from perfuse.recipes.keys import keys
+from perfuse.recipes.loading import to_yaml
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -164,6 +166,27 @@ def test_a_small_recipe_is_seen_at_all_sizes_of_the_whole(scales: str, tile: int
 
 def test_settings_go_over_the_small_recipe() -> None:
     assert load_recipe("sennet_3rd", ["steps=7", "crop=64"], smoke=True).crop == 64
+
+
+def test_how_a_scan_is_seen_at_inference_is_in_the_recipe_and_digests_of_before_stay(tmp_path: Path) -> None:
+    seen = {"axis_weights": (2, 1, 0), "axis_fusion": "max", "resample_um": 63.08, "skip_background": True}
+    before = load_recipe("quickstart")
+    assert seen.keys() <= set(keys())
+    assert not seen.keys() & before.model_dump().keys(), "a digest of before knows none of them"
+    (tmp_path / "all.yaml").write_text(to_yaml(before))
+    assert seen.keys() <= yaml.safe_load(to_yaml(before)).keys()
+    assert load_recipe(str(tmp_path / "all.yaml")) == before
+    (tmp_path / "some.yaml").write_text(
+        "base: quickstart\nname: quickstart\naxis_weights: [2, 1, 0]\nsampling: {axis_weights: [1, 1, 5]}"
+    )
+    settings = ["axis_fusion=max", "resample_um=63.08", "skip_background=true"]
+    recipe = load_recipe(str(tmp_path / "some.yaml"), settings)
+    assert recipe.sampling.axis_weights == (1, 1, 5)
+    assert seen.items() <= dict(recipe.forward((50, 50))).items()
+    assert differences(before, recipe)["resample_um"] == (None, 63.08)
+    assert load_recipe("quickstart", ["axes=z", "axis_weights=3"]).forward((50, 50)).axis_weights == (3,)
+    with pytest.raises(RecipeError, match=r"axis_weights \(1, 2\): one for each of 3 axes"):
+        load_recipe("quickstart", ["axis_weights=1,2"])
 
 
 def test_the_keys_reach_into_lists_and_what_may_be_absent() -> None:

@@ -285,6 +285,18 @@ def test_validation_by_a_sparse_label_is_refused(tmp_path, make_scan, tubes) -> 
         _job(tmp_path, tmp_path)
 
 
+def test_a_validation_scan_that_the_model_would_not_be_allowed_on_is_refused(tmp_path, make_scan, tubes) -> None:
+    image, mask = tubes(0, SHAPE)
+    for voxel, specimen in ((50.0, "a"), (5.2, "v")):
+        make_scan(tmp_path, specimen, image, {"human": mask}, voxel=voxel)
+    said = r"Scan v is to validate.*5\.2 × 5\.2 × 5\.2 µm.*33\.3333 to 75 µm only.*--set voxel_size_range="
+    with pytest.raises(RecipeError, match=said):
+        _job(tmp_path, tmp_path)
+    assert _job(tmp_path, tmp_path, "voxel_size_range=10").forward().voxel_size_um == pytest.approx((5, 500))
+    seen = _job(tmp_path, tmp_path, "resample_um=50").forward()
+    seen.check_voxel_size((5.2, 5.2, 5.2), "v")
+
+
 def test_no_scans_is_an_error(tmp_path) -> None:
     with pytest.raises(ScanError, match="No complete scans"):
         _job(tmp_path, tmp_path)

@@ -152,6 +152,7 @@ class _Planner:
                 donors.setdefault(donor, path)
         if stage.init_from is not None:
             donors = self._ancestry(stage.init_from) | donors
+        self._check_judges(stage, judges)
         recipe = self._recipe(stage, learnt, judges)
         judged = [
             [*_voxels(s), *(self._people(stage, s) if stage.scored_by else [self._label(stage, s)[1]])] for s in judges
@@ -224,8 +225,29 @@ class _Planner:
             mode="json", include={"kind", "cut", "keep_edges", "truth", "average", "weights", "temperatures"}
         )
         judges = scans if isinstance(stage, (Ensemble, Evaluate)) else []
+        if isinstance(stage, Ensemble):
+            self._check_judges(stage, judges)
         inputs = [[*_voxels(s), *self._people(stage, s)] for s in scans]
         return self._planned(stage, scans, judges, None, donors, [own, inputs])
+
+    def _check_judges(self, stage: Train | Ensemble, judges: list[Scan]) -> None:
+        """CampaignError unless the labels that a stage judges by are dense; one threshold is chosen by one label that all have."""
+        names: set[str | None] = set()
+        scored = isinstance(stage, Train) and stage.scored_by
+        for scan in judges:
+            name = self._label(stage, scan)[0] if isinstance(stage, Train) and not scored else human_label(scan)
+            names.add(name)
+            kind = "soft" if name in self.done else scan.label_info(name or "human").kind
+            if kind != "dense":
+                raise CampaignError(
+                    f"Stage {stage.name}: {scan.info.specimen} is to choose or to score, which needs dense labels, and its label "
+                    f"{name!r} is {kind}. Take another specimen for this (--set validation=…)."
+                )
+        if len(names) > 1 and not scored:
+            raise CampaignError(
+                f"Stage {stage.name}: those who choose would do so by different labels ({', '.join(sorted(map(str, names)))}). "
+                "Take specimens that have one label in common, which the stage takes first."
+            )
 
     def _people(self, stage: Stage, scan: Scan) -> list[str]:
         """The digest of the label by people that the stage reads, if it reads one."""

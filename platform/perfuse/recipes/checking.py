@@ -1,5 +1,6 @@
 """Whether a recipe can work: its network, built without memory for weights, and its crops in the scans they are cut from."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from perfuse.contract import Network
@@ -48,4 +49,24 @@ def check_pixels(recipe: Recipe, scan: str, voxel_size_um: Spacing) -> None:
         raise RecipeError(
             f"sampling.pixel_um = {low:g} to {high:g} µm: {scan} has voxels of {voxel:g} µm, so its crops can have pixels of "
             f"{LEAST_SCALE * voxel:g} to {MOST_SCALE * voxel:g} µm. Choose a range within, or leave the scan out (--set train=…)."
+        )
+
+
+def pixels(recipe: Recipe, voxels_um: Iterable[Spacing]) -> tuple[float, float]:
+    """The finest and the coarsest pixel, µm, that is trained on in scans of such voxels."""
+    seen = recipe.sampling.pixel_um or [s for v in voxels_um for axis in recipe.axes for s in _in_plane(v, axis)]
+    return min(seen), max(seen)
+
+
+def _in_plane(voxel_size_um: Spacing, axis: str) -> list[float]:
+    return [s for a, s in zip("zyx", voxel_size_um, strict=True) if a != axis]
+
+
+def check_judge(recipe: Recipe, pixel_um: tuple[float, float], scan: str, voxel_size_um: Spacing) -> None:
+    """Raise RecipeError when the model, trained on pixels between two edges in µm, will not be allowed on a scan that validates."""
+    fault = recipe.forward(recipe.allowed(pixel_um)).refusal(voxel_size_um)
+    if fault:
+        raise RecipeError(
+            f"Scan {scan} is to validate, and {fault}. Allow more by --set voxel_size_range=… (now {recipe.voxel_size_range:g}), "
+            "let the model see scans at an allowed voxel size by --set resample_um=…, or leave the scan out (--set validation=…)."
         )

@@ -10,13 +10,15 @@ from perfuse.recipes.schema import Recipe
 
 ITEM = re.compile(r"\.\d+(?=\.|$)")
 """The number of an item of a list, as in losses.1.weight."""
+DERIVED = "network.classes"
+"""Follows from `labels`."""
 
 
 def keys(model: type[BaseModel] = Recipe, above: str = "") -> list[str]:
     """All keys that can be set, dotted; those of a list's items as of its first, losses.0.kind."""
     found: list[str] = []
     for name, info in model.model_fields.items():
-        if info.exclude_if is not None:  # follows from others
+        if above + name == DERIVED:
             continue
         found.append(above + name)
         for inner in _models_in(info.annotation):

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from perfuse import storage
 from perfuse.errors import RecipeError
@@ -31,7 +32,7 @@ def load_recipe(name: str, settings: Sequence[str] = (), *, smoke: bool = False)
     given: list[set[str]] = []
     values = _named(name, given)
     if smoke:
-        values = shrunk(_checked(name, values)).model_dump(mode="json")
+        values = _values(shrunk(_checked(name, values)))
     given.append(set())
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -45,17 +46,22 @@ def load_recipe(name: str, settings: Sequence[str] = (), *, smoke: bool = False)
 
 def to_yaml(recipe: Recipe) -> str:
     """A recipe as YAML, in the order of its fields; `load_recipe` reads it back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True)
 
 
 def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     """Where two recipes differ: values of both by dotted key."""
-    left, right = (flat(r.model_dump(mode="json")) for r in (a, b))
+    left, right = (flat(_values(r)) for r in (a, b))
     return {
         k: (left.get(k), right.get(k))
         for k in [*left, *(k for k in right if k not in left)]
         if left.get(k) != right.get(k)
     }
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """JSON-able, all keys, also those that digests leave out at their defaults."""
+    return {key: to_jsonable_python(value) for key, value in recipe}
 
 
 def _named(name: str, given: list[set[str]], above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def _named(name: str, given: list[set[str]], above: tuple[str, ...] = ()) -> dic
     if ":" in name:
         return _from_function(name)
     if name in RECIPES:
-        return RECIPES[name]().model_dump(mode="json")
+        return _values(RECIPES[name]())
     near = get_close_matches(name, RECIPES, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise RecipeError(
@@ -89,7 +95,7 @@ def _from_file(name: str, given: list[set[str]], above: tuple[str, ...]) -> dict
         )
     base, called = values.pop("base", None), Path(name).stem
     if base is None:
-        under = Recipe(name=called).model_dump(mode="json")
+        under = _values(Recipe(name=called))
     elif isinstance(base, str):
         base = storage.beside(name, base) if base.lower().endswith(FILES) else base
         under = _named(base, given, (*above, name))
@@ -116,7 +122,7 @@ def _from_function(name: str) -> dict[str, Any]:
         sys.path.remove(here)
     if not isinstance(made, Recipe):
         raise RecipeError(f"Recipe {name}: the function returned {made!r}, not a perfuse.recipes.Recipe.")
-    return made.model_dump(mode="json")
+    return _values(made)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perfuse.contract import Axes, Blend, Finite, Forward, Network, Normalisation, Scale, Turns, Window, check_scales
+from perfuse.contract import (
+    Axes,
+    AxisFusion,
+    AxisWeight,
+    Blend,
+    Edge,
+    Finite,
+    Forward,
+    Network,
+    Normalisation,
+    Scale,
+    Turns,
+    Window,
+    check_axis_weights,
+    check_scales,
+    since,
+)
 from perfuse.recipes.sampling import Sampling
 
 Criterion = Literal["best_surface_dice", "mean_surface_dice", "best_dice"]
@@ -145,11 +161,11 @@ class Recipe(Finite):
     """Labels in order of preference: each scan takes the first that it holds. Of several classes such a list for each, by its
     name: {vessel: [round1, human], glomerulus: [human-glomerulus]}. A scan may hold some of them only."""
     train: tuple[str, ...] = ()
-    """Specimens to train on; empty: all labelled ones of other donors than validation and holdout."""
+    """Specimens to train on, or ids of single scans; empty: all labelled ones of other donors than validation and holdout."""
     validation: tuple[str, ...] = ()
-    """Specimens that choose checkpoint and threshold; empty: one labelled donor, the last by name."""
+    """Specimens, or ids of single scans, that choose checkpoint and threshold; empty: one labelled donor, the last by name."""
     holdout: tuple[str, ...] = ()
-    """Specimens that nothing may see, with all else of their donors."""
+    """Specimens, or ids of scans, that nothing may see, with all else of their donors."""
     fold: str | None = Field(None, pattern=r"^[1-9]\d*/([1-9]\d*|all)$")
     """2/5: the second fifth of the densely labelled donors validates, stratified by organ; 2/all: the second donor alone."""
     within: float | None = Field(None, gt=0, lt=1)
@@ -207,6 +223,10 @@ class Recipe(Finite):
     blend: Blend = "logit"
     turns: Turns = "none"
     scales: tuple[Scale, ...] = (1.0,)
+    axis_weights: tuple[AxisWeight, ...] = since(())
+    axis_fusion: AxisFusion = since("mean")
+    resample_um: Edge | None = since(None)
+    skip_background: bool = since(False)
     """From `tile` on: how a scan is seen at inference, as `contract.Forward` says."""
 
     @property
@@ -232,7 +252,15 @@ class Recipe(Finite):
             blend=self.blend,
             turns=self.turns,
             scales=self.scales,
+            axis_weights=self.axis_weights,
+            axis_fusion=self.axis_fusion,
+            resample_um=self.resample_um,
+            skip_background=self.skip_background,
         )
+
+    def allowed(self, pixel_um: tuple[float, float]) -> tuple[float, float]:
+        """Edges, µm, of the pixels that inference is allowed on, where these are the finest and the coarsest trained on."""
+        return pixel_um[0] / self.voxel_size_range, pixel_um[1] * self.voxel_size_range
 
     @property
     def batches(self) -> int:
@@ -251,6 +279,7 @@ class Recipe(Finite):
         if sum(map(bool, (self.fold, self.within, self.validation))) > 1:
             raise ValueError("of fold, within and validation only one can say what validates")
         check_scales(self.scales, self.tile)
+        check_axis_weights(self.axis_weights, self.axes)
         if self.sampling.axis_weights and len(self.sampling.axis_weights) != len(self.axes):
             raise ValueError(f"sampling.axis_weights needs one weight for each of the axes {', '.join(self.axes)}")
         longest = max((phase.share for phase in self.schedule if phase.kind == "constant"), default=0.0)

@@ -14,7 +14,7 @@ from perfuse.finding import find_scans, preferred_label
 from perfuse.geometry import Box, Index3
 from perfuse.models import with_source
 from perfuse.recipes import Recipe
-from perfuse.recipes.checking import check_pixels, check_planes
+from perfuse.recipes.checking import check_judge, check_pixels, check_planes, pixels
 from perfuse.splits import divide, labelled, split_by_donor
 from perfuse.training import checkpoints
 from perfuse.training.initial import pinned
@@ -85,8 +85,7 @@ class TrainingJob(Frozen):
 
     def forward(self) -> Forward:
         """The forward contract that a network trained by this job gets."""
-        (low, high), around = self.pixel_um, self.recipe.voxel_size_range
-        return self.recipe.forward((low / around, high * around))
+        return self.recipe.forward(self.recipe.allowed(self.pixel_um))
 
 
 def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool = True) -> TrainingJob:
@@ -105,6 +104,9 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
     for source in train:
         check_planes(recipe, source.specimen, by_url[source.url].shape_zyx)
         check_pixels(recipe, source.specimen, by_url[source.url].info.voxel_size_um)
+    pixel_um = pixels(recipe, (by_url[source.url].info.voxel_size_um for source in train))
+    for scan in (by_url[source.url] for source in validation):
+        check_judge(recipe, pixel_um, scan.info.id, scan.info.voxel_size_um)
     recipe = _pinned(recipe, storage_url)
     key = storage.digest_json(
         {
@@ -113,9 +115,6 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
             "validation": [s.model_dump(mode="json", exclude=PLACES) for s in validation],
         }
     )
-    pixels = recipe.sampling.pixel_um or [
-        s for source in train for axis in recipe.axes for s in _pixels(by_url[source.url], axis)
-    ]
     job = TrainingJob(
         recipe=recipe,
         train=train,
@@ -123,7 +122,7 @@ def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool =
         initial=tuple(_initial(recipe, storage_url).items()),
         folder=storage.join(storage_url, key[:16]),
         key=key,
-        pixel_um=(min(pixels), max(pixels)),
+        pixel_um=pixel_um,
     )
     _check_unseen(job)
     return job
@@ -230,10 +229,6 @@ def _check_classes(recipe: Recipe, **sides: Sequence[Source]) -> None:
                     f"Class {name!r}: no scan for {side} has one of its labels {', '.join(labels)}. Add one (`perfuse labels "
                     f"add`), or name scans that have one: --set {side}=…"
                 )
-
-
-def _pixels(scan: Scan, axis: str) -> list[float]:
-    return [s for a, s in zip("zyx", scan.info.voxel_size_um, strict=True) if a != axis]
 
 
 def is_finished(job: TrainingJob) -> bool:

@@ -122,7 +122,7 @@ class _Runner:
             f"{self.plan.name}-{stage.name}",
             workers=self.workers,
             local=self.local,
-            part=Part(parent=self.parent.id, threshold=inherited),
+            part=Part(parent=self.parent.id, threshold=inherited, labels=planned.labels),
         )
         return Result(
             stage=stage.name,

@@ -4,7 +4,8 @@ Every stage is skipped when it is done already, so the same command after `kill 
 success does nothing.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from perfuse import settings, storage
 from perfuse.catalog import Scan
@@ -38,6 +39,8 @@ class Part:
     """MLflow run of the campaign."""
     threshold: Threshold | None = None
     """Inherited, and no donor selects; None: the validation donors select checkpoint and threshold."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """By URL the label to take of a scan, as planned."""
 
 
 def train(
@@ -61,7 +64,8 @@ def train(
         check_shared("PERFUSE_STORAGE", "a URL for checkpoints that all nodes reach (s3://…)")
         check_shared("MLFLOW_TRACKING_URI", "the MLflow server")
     inherited = part.threshold if part else None
-    job = plan_job(recipe, data_url, settings.storage_url(), selects=inherited is None)
+    taken = part.labels if part else None
+    job = plan_job(recipe, data_url, settings.storage_url(), selects=inherited is None, taken=taken)
     _truths(job)
     known = tagged(name, TRAINING_KEY, _key(job, inherited)) if is_finished(job) else None
     if known is not None:

@@ -11,6 +11,7 @@ from perfuse.campaigns.roles import choose
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import CampaignError
 from perfuse.labels import writer_for
+from perfuse.training import plan_job
 
 SHAPE = (24, 32, 32)
 TINY = ["recipe=quickstart", "recipe.network.encoder=tu-test_resnet", "recipe.network.decoder_channels=16,8,8,8,8"]
@@ -136,14 +137,35 @@ def test_initial_weights_are_ancestors_too(scans, tmp_path):
         planned(scans, moving, donors_of=lambda _: {})
 
 
+def write_soft(scan, name, **lineage):
+    writer = writer_for(scan, name, "key")
+    for task in writer.todo():
+        writer.write(task, np.full(writer.tasks[task].shape, 200, np.uint8))
+    writer.finish(lambda f, digest: LabelInfo(name=name, kind="soft", foreground=f, digest=digest, lineage=lineage))
+
+
+def test_a_training_takes_of_each_scan_what_its_stages_cover(tmp_path, make_scan):
+    """Though the same model's predictions of other scans, for another stage, have the same name."""
+    scans = [make_scan(tmp_path, n, np.zeros(SHAPE, np.uint16), {"human": np.zeros(SHAPE, np.uint8)}) for n in "ade"]
+    scans.append(make_scan(tmp_path, "u", np.zeros(SHAPE, np.uint16), {}))
+    seen = {"kind": "evaluate", "name": "seen", "model": "first", "scans": ["d"]}
+    second = {"kind": "train", "name": "second", "scans": ["a", "d", "u"], "labels": ["soft", "human"]}
+    first, second = ({**stage, "validation": ["e"], "settings": ["crop=32"]} for stage in (TRAIN_A, second))
+    path = written(tmp_path, first, seen, {**LABELS, "kind": "predict"}, second)
+    plan = by_name(plan_campaign(load_campaign(path, scans, TINY), scans, str(tmp_path), donors_of=no_model))
+    name = plan["soft"].output
+    assert plan["seen"].output == name
+    for scan in scans[1:]:
+        write_soft(scan, name)
+    job = plan_job(plan["second"].recipe, str(tmp_path), str(tmp_path), taken=plan["second"].labels)
+    taken = {source.specimen: source.label for source in (*job.train, *job.validation)}
+    assert taken == {"a": "human", "d": "human", "e": "human", "u": name}
+
+
 def test_labels_from_elsewhere_bring_their_donors(tmp_path, make_scan, scans):
     image = np.zeros(SHAPE, np.uint16)
     old = make_scan(tmp_path, "w", image, {})
-    writer = writer_for(old, "soft", "key")
-    for task in writer.todo():
-        writer.write(task, np.full(writer.tasks[task].shape, 200, np.uint8))
-    lineage = {"donors": {"d": "models:/old/1 ← human of d"}}
-    writer.finish(lambda f, digest: LabelInfo(name="soft", kind="soft", foreground=f, digest=digest, lineage=lineage))
+    write_soft(old, "soft", donors={"d": "models:/old/1 ← human of d"})
     train = {"kind": "train", "name": "first", "scans": ["w", "a"], "labels": ["soft", "human"], "validation": ["d"]}
     refused([*scans, Scan.open(old.url)], written(tmp_path, train), r"soft of w ← models:/old/1 ← human of d")
 

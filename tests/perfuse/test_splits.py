@@ -16,7 +16,7 @@ from perfuse.recipes import load_recipe
 from perfuse.sampling import Cutter
 from perfuse.scoring import tune
 from perfuse.splits import divide, folds, split_by_donor
-from perfuse.training import TrainingJob, plan_job
+from perfuse.training import TrainingJob, checkpoints, plan_job
 from perfuse.training.validation import middle
 
 
@@ -140,6 +140,33 @@ def test_no_training_crop_comes_near_what_validates(folder: Path, extra: list[st
                 if place.source == 0 and place.turn is None:
                     assert place.box.stop[1] <= divided.box[1][1]
     assert middle(held.extent((40, 150, 60))).start[1] >= held.box[0][1]
+
+
+def test_a_part_chooses_only_where_no_label_and_no_start_may_know_it(
+    folder: Path, tmp_path: Path, make_scan: Any, tubes: Any
+) -> None:
+    for donor in "ab":
+        state = {
+            "step": 4,
+            "best_step": 4,
+            "judged": True,
+            "course": {"position": 4},
+            "donors": {donor: f"human of {donor}"},
+        }
+        checkpoints.save(str(folder / "runs" / f"of-{donor}"), state)
+    assert planned(folder, "init_from=of-b").initial
+    with pytest.raises(
+        RecipeError, match=r"'a' is to choose.* may wholly be in .*initial weights ← of-a@4 ← human of a"
+    ):
+        planned(folder, "init_from=of-a")
+    image, mask = tubes(0, (40, 150, 60))
+    make_scan(tmp_path, "a", image, {"human": mask})
+    make_scan(tmp_path, "u", image, {"human": mask}, kind="soft", lineage={"donors": {"a": "models:/m/1 ← human of a"}})
+    assert planned(tmp_path, "train=a")
+    with pytest.raises(
+        RecipeError, match="may wholly be in what it is trained on: human of u ← models:/m/1 ← human of a"
+    ):
+        planned(tmp_path)
 
 
 def test_a_threshold_is_chosen_only_by_what_is_inside(tmp_path: Path, make_scan: Any) -> None:

@@ -205,17 +205,17 @@ def test_a_threshold_is_stated_or_matched(verb: Any) -> None:
 def test_several_models_are_one(
     organs: Path, tiny_settings: list[str], workdir: Path, tmp_path: Path, verb: Any
 ) -> None:
-    """Two trainings, tuned and scored as one, teach a scan softly; one of them, tuned alone, predicts. At last both on everything."""
-    last: dict[str, Any] = {"kind": "train", "scans": ["a", "c"], "validation": []}
+    """Two trainings, tuned and scored as one, teach a scan softly; one of them predicts alone, and is tuned. At last both on everything."""
+    last: dict[str, Any] = {"kind": "train", "scans": ["a", "c"], "labels": ["seen", "human"], "validation": []}
     stages: list[dict[str, Any]] = [
         {"kind": "train", "name": "first", "scans": ["a"]},
         {"kind": "train", "name": "second", "scans": ["a"], "settings": ["seed=1", "axes=y"]},
         {"kind": "ensemble", "name": "both", "models": ["first", "second"], "weights": [1, 3]},
         {"kind": "pseudolabel", "name": "soft", "model": "both", "scans": ["s"]},
         {"kind": "tune", "name": "again", "models": ["first"]},
-        {"kind": "predict", "name": "seen", "model": "again", "scans": ["s"]},
+        {"kind": "predict", "name": "seen", "model": "first", "scans": ["s"]},
         {"kind": "evaluate", "name": "score", "model": "both"},
-        {**last, "name": "last-1", "threshold_from": "first", "siblings": ["first"]},
+        {**last, "name": "last-1", "threshold_from": "again", "siblings": ["first"]},
         {**last, "name": "last-2", "settings": ["seed=1", "axes=y"], "threshold_from": "both", "siblings": ["second"]},
         {
             "kind": "ensemble",
@@ -262,6 +262,8 @@ def test_several_models_are_one(
     assert last["models"] == ["models:/pair-last-1/1", "models:/pair-last-2/1"]
     assert last["threshold"] == both["threshold"] == results["last-2"]["threshold"]
     assert results["last-1"]["threshold"] == results["first"]["threshold"]
+    assert results["again"]["labels"][validation.url]["name"] == alone["name"], "a scan of another stage than `seen`"
+    assert [s["label"] for s in load_bundle("models:/pair-last-1/1").lineage["train"]] == ["human", "human"]
     assert last["scores"] == [{**both["scores"][0], "kind": "sibling"}]
     assert made["siblings"]["last"]["dice"] == {"mean": both["scores"][0]["dice"], "sd": None}
     assert results["last-score"]["scores"][0]["threshold"] == last["threshold"] / 255

@@ -46,6 +46,8 @@ class Planned(Frozen):
     """Scans that choose by, or score, what it learnt."""
     recipe: Recipe | None = None
     """Of a training, complete."""
+    labels: dict[str, str] = Field(default={})
+    """Of a training: by URL the label that it takes of a scan, whatever others of its recipe's the scan may hold by then."""
     donors: dict[str, str] = Field(default={})
     """Donors whose data are in its model or labels, each with the way that they took, from the end to the beginning."""
     output: str = ""
@@ -142,10 +144,12 @@ class _Planner:
 
     def _train(self, stage: Train) -> Planned:
         learnt, judges = self._named(stage, stage.scans), self._named(stage, stage.validation or stage.scored_by)
+        chosen = [] if stage.scored_by else judges
+        taken = {scan.url: self._label(stage, scan) for scan in (*learnt, *chosen)}
         inputs: list[Any] = []
         donors: dict[str, str] = {}
         for scan in learnt:
-            label, identity, above = self._label(stage, scan)
+            label, identity, above = taken[scan.url]
             inputs.append([*_voxels(scan), identity])
             donors.setdefault(scan.info.donor, f"{label} of {scan.info.specimen}")
             for donor, path in above.items():
@@ -154,10 +158,10 @@ class _Planner:
             donors = self._ancestry(stage.init_from) | donors
         self._check_judges(stage, judges)
         recipe = self._recipe(stage, learnt, judges)
-        judged = [
-            [*_voxels(s), *(self._people(stage, s) if stage.scored_by else [self._label(stage, s)[1]])] for s in judges
-        ]
-        return self._planned(stage, learnt, judges, recipe, donors, [recipe.model_dump(mode="json"), inputs, judged])
+        judged = [[*_voxels(s), *([taken[s.url][1]] if chosen else self._people(stage, s))] for s in judges]
+        decides = [recipe.model_dump(mode="json"), inputs, judged]
+        labels = {url: self._label_name(name) for url, (name, *_) in taken.items()}
+        return self._planned(stage, learnt, judges, recipe, donors, decides).model_copy(update={"labels": labels})
 
     def _recipe(self, stage: Train, learnt: list[Scan], judges: list[Scan]) -> Recipe:
         settings = (*self.campaign.settings, *stage.settings)

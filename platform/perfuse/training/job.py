@@ -1,7 +1,7 @@
 """A training job: recipe, scans and a folder that is named by the digest of both."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -75,7 +75,12 @@ class TrainingJob(Frozen):
 
     def donors(self) -> dict[str, str]:
         """All donors whose data the training learns from, each with the way that they took, from the end to the beginning."""
-        found: dict[str, str] = {s.donor: f"{s.label} of {s.specimen}" for s in self.train}
+        own = {s.donor: f"{s.label} of {s.specimen}" for s in self.train}
+        return own | self.inherited() | own
+
+    def inherited(self) -> dict[str, str]:
+        """Those of `donors` that it has from elsewhere: by the labels, or by the weights that it starts from."""
+        found: dict[str, str] = {}
         for source in self.train:
             for donor, path in source.ancestry:
                 found.setdefault(donor, f"{source.label} of {source.specimen} ← {path}")
@@ -88,16 +93,24 @@ class TrainingJob(Frozen):
         return self.recipe.forward(self.recipe.allowed(self.pixel_um))
 
 
-def plan_job(recipe: Recipe, data_url: str, storage_url: str, *, selects: bool = True) -> TrainingJob:
+def plan_job(
+    recipe: Recipe,
+    data_url: str,
+    storage_url: str,
+    *,
+    selects: bool = True,
+    taken: Mapping[str, str] | None = None,
+) -> TrainingJob:
     """Choose scans by donor and give the job its key; reads metadata only.
 
     selects: some donors choose the checkpoint, and are kept out of what is learnt from. False: none does.
-    Raises RecipeError when the split is impossible, or a donor that selects is in the ancestry of a label or of the initial
-    weights; ScanError when there are no scans.
+    taken: by URL the label to take of a scan, of those that the recipe lists; of others the first that the scan holds.
+    Raises RecipeError when the split is impossible, or a donor that selects, though only by part of a scan, is in the
+    ancestry of a label or of the initial weights; ScanError when there are no scans.
     """
     scans = find_scans(data_url)
     train, validation = (
-        _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, selects=selects)
+        _within(recipe, scans) if recipe.within and selects else _by_donor(recipe, scans, taken or {}, selects=selects)
     )
     _check_classes(recipe, train=train, validation=validation)
     by_url = {scan.url: scan for scan in scans}
@@ -144,12 +157,13 @@ def _initial(recipe: Recipe, storage_url: str) -> dict[str, str]:
 
 
 def _check_unseen(job: TrainingJob) -> None:
-    seen = job.donors()
     for source in job.validation:
-        if source.box is None and source.donor in seen:
+        seen = job.donors() if source.box is None else job.inherited()
+        if source.donor in seen:
+            surely = "is" if source.box is None else "may wholly be"
             raise RecipeError(
-                f"Donor {source.donor!r} is to choose the checkpoint, and is in what it is trained on: {seen[source.donor]}. "
-                "Choose another validation donor, or labels that were made without this one."
+                f"Donor {source.donor!r} is to choose the checkpoint, and {surely} in what it is trained on: {seen[source.donor]}. "
+                "Choose another validation donor (--set validation=…), or labels and initial weights that were made without this one."
             )
 
 
@@ -159,7 +173,9 @@ def _pinned(recipe: Recipe, storage_url: str) -> Recipe:
     return recipe.model_copy(update={"network": with_source(recipe.network), "init_from": start})
 
 
-def _by_donor(recipe: Recipe, scans: Sequence[Scan], *, selects: bool) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+def _by_donor(
+    recipe: Recipe, scans: Sequence[Scan], taken: Mapping[str, str], *, selects: bool
+) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
     number, _, count = (recipe.fold or "").partition("/")
     split = split_by_donor(
         scans,
@@ -169,7 +185,7 @@ def _by_donor(recipe: Recipe, scans: Sequence[Scan], *, selects: bool) -> tuple[
         holdout=recipe.holdout,
         fold=(int(number), None if count == "all" else int(count)) if recipe.fold else None,
     )
-    validation = tuple(source for scan in split.validation for source in _sources(scan, recipe))
+    validation = tuple(source for scan in split.validation for source in _sources(scan, recipe, taken))
     for source in validation:
         kind = Scan.open(source.url).label_info(source.label).kind
         if kind != "dense":
@@ -177,7 +193,7 @@ def _by_donor(recipe: Recipe, scans: Sequence[Scan], *, selects: bool) -> tuple[
                 f"Validation needs dense labels; {source.label!r} of {source.specimen} is "
                 f"{kind}. Choose another specimen by --set validation=…"
             )
-    return tuple(source for scan in split.train for source in _sources(scan, recipe)), validation
+    return tuple(source for scan in split.train for source in _sources(scan, recipe, taken)), validation
 
 
 def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
@@ -186,7 +202,7 @@ def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], 
     train: list[Source] = []
     validation: list[Source] = []
     for scan in labelled(scans, classes=recipe.classes.values(), train=recipe.train, holdout=recipe.holdout):
-        sources = _sources(scan, recipe)
+        sources = _sources(scan, recipe, {})
         if any(scan.label_info(source.label).kind != "dense" for source in sources):
             train += sources
             continue
@@ -200,10 +216,11 @@ def _within(recipe: Recipe, scans: Sequence[Scan]) -> tuple[tuple[Source, ...], 
     return tuple(train), tuple(validation)
 
 
-def _sources(scan: Scan, recipe: Recipe) -> list[Source]:
+def _sources(scan: Scan, recipe: Recipe, taken: Mapping[str, str]) -> list[Source]:
     """The scan with its label of each class that it has one of."""
+    named = [taken[scan.url]] if scan.url in taken else None
     there = {name: labels for name, labels in recipe.classes.items() if not scan.labels().keys().isdisjoint(labels)}
-    infos = {name: scan.label_info(preferred_label(scan, labels)) for name, labels in there.items()}
+    infos = {name: scan.label_info(preferred_label(scan, named or labels)) for name, labels in there.items()}
     return [
         Source(
             url=scan.url,

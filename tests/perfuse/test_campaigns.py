@@ -211,12 +211,30 @@ PAIR = {"kind": "ensemble", "name": "e", "models": ["models:/m/1", "models:/m/2"
         ([PAIR, TUNED, {**TRAIN_A, "init_from": "t"}], "cannot start from 't'"),
         ([{"kind": "dance", "name": "d"}], "dance"),
         ([{**TRAIN_A, "scans": []}], "at least 1 item"),
-        ([{**TRAIN_A, "steps": 3}], "Extra inputs"),
+        ([{**TRAIN_A, "steps": 3}], r"train: Unknown key 'steps'. There are: kind, name, .*settings: \[steps=…\]"),
+        ([{**PAIR, "weight": [1, 2]}], "Did you mean weights\\? There are: kind, .*temperatures"),
+        ([{**TRAIN_A, "name": "a/b"}], "name: A name is made of letters, .* got 'a/b'"),
     ],
 )
 def test_what_cannot_be_is_refused_when_it_is_read(scans, tmp_path, stages, match):
     with pytest.raises(CampaignError, match=match):
         load_campaign(written(tmp_path, *stages), scans)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (
+            {"role": {}},
+            r"yaml: Unknown key 'role'. Did you mean roles\? There are: name, recipe, settings, roles, stages",
+        ),
+        ({"roles": {"tests": ["a"]}}, r"roles: Unknown key 'tests'. Did you mean test\? There are: dense, .*, test\."),
+        ({"roles": ["a"]}, r"roles = \['a'\] does not say .* Parts: dense, sparse"),
+    ],
+)
+def test_what_is_beside_the_stages_is_refused_with_what_could(scans, tmp_path, more, match):
+    with pytest.raises(CampaignError, match=match):
+        load_campaign(written(tmp_path, TRAIN_A, **more), scans)
 
 
 @pytest.mark.parametrize(

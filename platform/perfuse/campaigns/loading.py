@@ -37,7 +37,12 @@ def load_campaign(name: str, scans: Sequence[Scan], settings: Sequence[str] = ()
     stated = {key: _several(value) for key, value in split if key in PARTS}
     members = next((_several(value) for key, value in reversed(split) if key == MEMBERS), None)
     written = (values or {}).get("roles") or {}
-    roles = choose(scans, _validated(Roles, name, {**written, **stated}))
+    if not isinstance(written, dict):
+        raise CampaignError(
+            f"Campaign {name}: roles = {written!r} does not say who plays which part: roles: {{test: [SPECIMEN, …]}}. Parts: "
+            f"{', '.join(PARTS)}."
+        )
+    roles = choose(scans, _validated(Roles, f"{name}, roles", {**written, **stated}))
     if values is None:
         campaign = _built_in(name, roles, members, smoke=smoke)
     elif members is not None:
@@ -118,5 +123,6 @@ def _validated(kind: type[Kind], name: str, values: dict[str, Any]) -> Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "campaign"
-        raise CampaignError(f"Campaign {name}: {place}: {first['msg'].removeprefix('Value error, ')}.") from error
+        place = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise CampaignError(f"Campaign {name}: {place}{': ' if place else ''}{said}.") from error

@@ -1,16 +1,40 @@
 """What a campaign is made of: parts that specimens play, and stages that take the models and labels of earlier ones."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from perfuse.contract import Blend, Finite, Frozen
+from perfuse.contract import Blend, Finite
+from perfuse.labels import check_name
+from perfuse.recipes.keys import keys, unknown_key
 
+
+def _name(name: str) -> str:
+    check_name(name)
+    return name
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""Of what is written in a file; models are called by it, and what holds a slash is a model's URI."""
 Names = tuple[str, ...]
 Some = Annotated[Names, Field(min_length=1)]
 
 
-class Roles(Frozen):
+class Written(Finite):
+    """What people write in a file; of a key that is not known it says which there are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        for key in map(str, values if isinstance(values, dict) else ()):
+            if key not in cls.model_fields:
+                of_recipe = "settings" in cls.model_fields and key in keys()
+                hint = f" A recipe's keys are changed by settings: [{key}=…]" if of_recipe else ""
+                raise ValueError(unknown_key(key, list(cls.model_fields)) + hint)
+        return values
+
+
+class Roles(Written):
     """Which specimens play which part; within a part in the order of the rounds."""
 
     dense: Names = ()
@@ -24,11 +48,11 @@ class Roles(Frozen):
     """Nothing learns from their donors, and nothing is chosen by them."""
 
 
-class Train(Frozen):
+class Train(Written):
     """Train a model."""
 
     kind: Literal["train"] = "train"
-    name: str
+    name: Name
     recipe: str | None = None
     """In place of the campaign's."""
     settings: Names = ()
@@ -36,7 +60,8 @@ class Train(Frozen):
     scans: Some
     """Roles or specimens to learn from."""
     labels: Some = ("human",)
-    """Stages that wrote labels, or names of labels, in order of preference: each scan takes the first that it holds."""
+    """Stages that wrote labels, or names of labels, in order of preference: each scan takes the first that was
+    written of it, by such a stage or before the campaign."""
     validation: Names = ("validation",)
     """Roles or specimens that choose checkpoint and threshold. Empty: none does, the training stops when its loss has converged
     (`Recipe.converged`), the last weights are kept, and `threshold_from` names where the threshold is from."""
@@ -59,11 +84,11 @@ class Train(Frozen):
         return self
 
 
-class Ensemble(Finite):
+class Ensemble(Written):
     """Choose the threshold of one model anew (tune), or of several as one, by their mean (ensemble)."""
 
     kind: Literal["tune", "ensemble"]
-    name: str
+    name: Name
     models: Some
     """Stages or URIs of models."""
     scans: Names = ("validation",)
@@ -103,20 +128,20 @@ class Ensemble(Finite):
         return self
 
 
-class Predict(Frozen):
+class Predict(Written):
     """Write a model's soft prediction of scans."""
 
     kind: Literal["predict"] = "predict"
-    name: str
+    name: Name
     model: str
     scans: Some
 
 
-class PseudoLabel(Frozen):
+class PseudoLabel(Written):
     """Write soft labels to train on: a model's answer where people have not said."""
 
     kind: Literal["pseudolabel"] = "pseudolabel"
-    name: str
+    name: Name
     model: str
     scans: Some
     cut: Annotated[float, Field(gt=0, le=1)] | Literal["coverage"] | None = None
@@ -125,11 +150,11 @@ class PseudoLabel(Frozen):
     """What touches people's marks is taught only as far as a vessel goes on there."""
 
 
-class Evaluate(Frozen):
+class Evaluate(Written):
     """Score a model at its own threshold."""
 
     kind: Literal["evaluate"] = "evaluate"
-    name: str
+    name: Name
     model: str
     scans: Names = ("test",)
     truth: str = "human"
@@ -140,10 +165,10 @@ MODELS, LABELS = ("train", "tune", "ensemble"), ("predict", "pseudolabel")
 """Kinds of stages that others take models from, and labels."""
 
 
-class Campaign(Frozen):
+class Campaign(Written):
     """Stages over the scans of a folder."""
 
-    name: str
+    name: Name
     recipe: str
     """Of all trainings that name none."""
     settings: Names = ()

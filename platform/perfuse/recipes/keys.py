@@ -1,6 +1,7 @@
 """The keys of a recipe, and what was meant by one that is none of them."""
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -35,9 +36,9 @@ def is_section(key: str) -> bool:
     return any(k.startswith(f"{ITEM.sub('.0', key)}.") for k in keys())
 
 
-def unknown_key(key: str) -> str:
-    """Says that a key does not exist, which is nearest, and which there are beside it."""
-    there, asked = keys(), ITEM.sub(".0", key)
+def unknown_key(key: str, there: Sequence[str] | None = None) -> str:
+    """Says that a key does not exist, which is nearest, and which there are beside it: of a recipe, or of what has the keys `there`."""
+    there, asked = there or keys(), ITEM.sub(".0", key)
     section = asked
     while section and not any(k.startswith(f"{section}.") for k in there):
         section = section.rpartition(".")[0]

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from perfuse.commands.options import Json
+from perfuse.console import say
 from perfuse.storage import name_of
+from perfuse_jobs.session import on_cluster
 from perfuse_jobs.workers import ONE, WorkersOption, check_local
 
 if TYPE_CHECKING:
@@ -51,11 +53,37 @@ def campaign(
     )
     check(planned)
     check_networks(planned)
+    _check_weights(planned, warns=plan or on_cluster())
     if plan:
         return _show_plan(planned, as_json=as_json)
     from perfuse_jobs.campaign import run
 
     return _show(planned, run(planned, workers=workers, local=local), as_json=as_json)
+
+
+def _check_weights(plan: "Plan", *, warns: bool) -> None:
+    """Look once whether the pretrained weights of all trainings to come are at hand, and say which are to be downloaded.
+
+    warns: says too which cannot come, for another machine may train. Raises CampaignError for these otherwise.
+    """
+    from perfuse.errors import CampaignError, RecipeError, ServerError
+    from perfuse.models import check_at_hand
+    from perfuse_jobs.campaign_results import done
+
+    said: dict[str, list[str]] = {}
+    for planned in plan.stages:
+        if planned.recipe is None or getattr(planned.stage, "init_from", None) or done(planned):
+            continue
+        try:
+            lacking = check_at_hand(planned.recipe.network)
+        except (RecipeError, ServerError) as error:
+            lacking = str(error)
+            if not warns:
+                raise CampaignError(f"Stage {planned.stage.name}: {lacking}") from error
+        if lacking:
+            said.setdefault(lacking, []).append(planned.stage.name)
+    for lacking, names in said.items():
+        say(f"Stage {', '.join(names)}: {lacking}")
 
 
 def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import platform
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from perfuse.contract import Network
 from perfuse.errors import RecipeError, ServerError
-from perfuse.models import build, check_size, resolve_precision, with_source
+from perfuse.models import build, check_at_hand, check_size, resolve_precision, with_source
 from perfuse.recipes import Recipe, load_recipe
 from perfuse.recipes.checking import check_network
 
@@ -207,6 +208,30 @@ def test_offline_pretrained_weights_are_refused_with_the_command_that_brings_the
         build(changed(encoder="tu-resnet18"), pretrained=True)
     with pytest.raises(RecipeError, match=r"imagnet.*Available options are.*imagenet"):
         build(changed(encoder_weights="imagnet"), pretrained=True)
+
+
+def test_whether_pretrained_weights_are_at_hand_is_known_beforehand(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("PERFUSE_ENCODER_WEIGHTS", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    command = r"hf download timm/resnet18\.a1_in1k model\.safetensors"
+    network = changed(encoder="tu-resnet18")
+    assert re.search(rf"not in the cache yet\. .*{command}", check_at_hand(network))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ServerError, match=rf"this machine is offline\. .*{command}"):
+        check_at_hand(network)
+    for kept in ("snapshots/1/model.safetensors", "refs/main"):
+        file = tmp_path / "models--timm--resnet18.a1_in1k" / kept
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    assert not check_at_hand(network)
+    assert not check_at_hand(changed(encoder_weights=None))
+    assert not check_at_hand(changed(encoder="tu-legacy_seresnet18"))
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", str(tmp_path))
+    with pytest.raises(RecipeError, match=rf"holds no .*tu-resnet18\.safetensors.*{command}"):
+        check_at_hand(network)
+    (tmp_path / "tu-resnet18.safetensors").touch()
+    assert not check_at_hand(network)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])

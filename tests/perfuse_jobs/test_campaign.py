@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -306,6 +307,20 @@ def test_a_plan_counts_and_writes_nothing(words: list[str], workdir: Path, verb:
     of_siblings = [stages[f"all-without-{donor}"]["gpu_hours"] for donor in "ac"]
     assert plan["sibling_gpu_hours"] == pytest.approx(sum(of_siblings))
     assert plan["assumed_flops"] == 50e12
+    assert not workdir.exists()
+
+
+def test_weights_that_cannot_come_are_missed_before_anything_runs(
+    words: list[str], workdir: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also those of a later stage; a plan, which another machine may run, only says so."""
+    monkeypatch.setenv("PERFUSE_ENCODER_WEIGHTS", str(tmp_path))
+    words += ["--set", "all.network.encoder=resnet34", "--set", "all.network.encoder_weights=imagenet"]
+    said = r"Stage all-without-a(, all-without-c)?(, all)?: PERFUSE_ENCODER_WEIGHTS holds no .*resnet34\.safetensors"
+    with pytest.raises(CampaignError, match=said):
+        verb(*words)
+    verb(*words, "--plan")
+    assert re.search(said, capsys.readouterr().err.replace("\n", " "))
     assert not workdir.exists()
 
 

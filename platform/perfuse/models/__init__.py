@@ -2,6 +2,7 @@
 
 from perfuse.models.building import build, build_shapes, check_logits, check_size, with_source
 from perfuse.models.machine import Precision, best_device, device_name, keep_freed_memory, resolve_precision
+from perfuse.models.pretrained import check_at_hand
 from perfuse.models.state import fit_weights, read_weights
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "best_device",
     "build",
     "build_shapes",
+    "check_at_hand",
     "check_logits",
     "check_size",
     "device_name",

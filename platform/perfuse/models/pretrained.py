@@ -54,12 +54,47 @@ def of(network: Network, *, pretrained: bool) -> Iterator[Start]:
     try:
         yield Start({"encoder_weights": True if timm else network.encoder_weights})
     except (FileNotFoundError, ConnectionError, TimeoutError) as error:
-        raise ServerError(
-            f"The pretrained weights of encoder {network.encoder!r} are not in the cache and cannot be downloaded "
-            f"({type(error).__name__}). Where there is a network: {_download(network)} – then bring the cache here, or the "
-            f"file model.safetensors as {network.encoder}.safetensors into a folder or URL that PERFUSE_ENCODER_WEIGHTS "
-            "names. Or start from random weights: --set network.encoder_weights=none"
-        ) from error
+        raise ServerError(_not_cached(network, f"and cannot be downloaded ({type(error).__name__})")) from error
+
+
+def check_at_hand(network: Network) -> str:
+    """What to do where the published weights of a network's encoder are to be downloaded yet; empty: nothing is.
+
+    Looks into PERFUSE_ENCODER_WEIGHTS, or else the cache, and asks no network. Raises RecipeError or ServerError where they
+    cannot come: not in the one, or not in the other of a machine that is said to be offline.
+    """
+    if network.encoder_weights is None or network.module is not None:
+        return ""
+    kept = settings.encoder_weights_url()
+    if kept is not None:
+        if not storage.exists(_place(network, kept)):
+            raise _not_kept(network, kept)
+        return ""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if _is_elsewhere(network):
+        return ""
+    repository, files, revision = _published(network)
+    if all(isinstance(try_to_load_from_cache(repository, f, revision=revision), str) for f in files):
+        return ""
+    if constants.HF_HUB_OFFLINE:
+        raise ServerError(_not_cached(network, "and this machine is offline"))
+    return _not_cached(network, "yet")
+
+
+def _not_cached(network: Network, why: str) -> str:
+    return (
+        f"The pretrained weights of encoder {network.encoder!r} are not in the cache {why}. Where there is a network: "
+        f"{_download(network)} – then bring the cache here, or the file model.safetensors as {network.encoder}.safetensors into "
+        "a folder or URL that PERFUSE_ENCODER_WEIGHTS names. Or start from random weights: --set network.encoder_weights=none"
+    )
+
+
+def _not_kept(network: Network, url: str) -> RecipeError:
+    return RecipeError(
+        f"PERFUSE_ENCODER_WEIGHTS holds no {_place(network, url)}. Where there is a network: {_download(network)} – and bring "
+        f"model.safetensors here as {network.encoder}.safetensors."
+    )
 
 
 def source(network: Network) -> str:
@@ -94,10 +129,7 @@ def _kept(network: Network, url: str) -> "dict[str, Tensor]":
     try:
         state: dict[str, Tensor] = load(storage.read_bytes(place))
     except FileNotFoundError as error:
-        raise RecipeError(
-            f"PERFUSE_ENCODER_WEIGHTS holds no {place}. Where there is a network: {_download(network)} – and bring "
-            f"model.safetensors here as {network.encoder}.safetensors."
-        ) from error
+        raise _not_kept(network, url) from error
     except SafetensorError as error:
         raise RecipeError(
             f"{place} is no safetensors file: {error}. Download it again: {_download(network)}"
@@ -107,6 +139,22 @@ def _kept(network: Network, url: str) -> "dict[str, Tensor]":
 
 def _download(network: Network) -> str:
     """The command that brings published weights into the cache."""
+    repository, files, revision = _published(network)
+    return f"hf download {repository} {' '.join(files)}{f' --revision {revision}' if revision else ''}"
+
+
+def _is_elsewhere(network: Network) -> bool:
+    """True for the few encoders of timm whose weights are published as a mere file, and cached otherwise."""
+    import timm
+
+    published = timm.models.get_pretrained_cfg(network.encoder.removeprefix("tu-"))
+    return (
+        network.encoder.startswith("tu-") and published is not None and bool(published.url) and not published.hf_hub_id
+    )
+
+
+def _published(network: Network) -> tuple[str, tuple[str, ...], str | None]:
+    """Repository, files and revision of published weights."""
     if network.encoder.startswith("tu-"):
         import timm
 
@@ -115,7 +163,7 @@ def _download(network: Network) -> str:
             raise RecipeError(
                 f"No pretrained weights of {network.encoder!r} are published. Use --set network.encoder_weights=none"
             )
-        return f"hf download {published.hf_hub_id} model.safetensors"
+        return published.hf_hub_id, ("model.safetensors",), None
     import segmentation_models_pytorch as smp
 
     published = smp.encoders.encoders[network.encoder]["pretrained_settings"]
@@ -124,4 +172,4 @@ def _download(network: Network) -> str:
             f"Encoder {network.encoder!r} has no weights {network.encoder_weights!r}; there are: {', '.join(published)}."
         )
     found = published[network.encoder_weights]
-    return f"hf download {found['repo_id']} config.json model.safetensors --revision {found['revision']}"
+    return found["repo_id"], ("config.json", "model.safetensors"), found["revision"]

@@ -66,6 +66,13 @@ def data_digest(scan: Scan, truth: LabelInfo, within: tuple[Index3, Index3] | No
     return digest_json([scan.info.digest, truth.digest, *scan.organ_identity, *(within or ())])
 
 
+def box_that_cuts(scan: Scan, prediction: LabelInfo, truth: LabelInfo) -> tuple[Index3, Index3] | None:
+    """The box of a prediction that leaves out some of where the truth was given; None where it holds all of that."""
+    given = Box(*truth.box) if truth.box else Box.whole(scan.shape_zyx)
+    whole = prediction.box is None or Box(*prediction.box).intersect(given) == given
+    return None if whole else prediction.box
+
+
 def evaluate(scan: Scan, prediction: str, truth: str, threshold: int | None = None) -> Evaluation:
     """Score a soft prediction at a threshold: an integer of 255, by default that of the bundle that made it.
 
@@ -99,7 +106,7 @@ def score(scan: Scan, prediction: str, truth: str, counts: Tally, threshold: int
         prediction=prediction,
         truth=truth,
         truth_kind=known.kind,
-        data_digest=data_digest(scan, known, info.box),
+        data_digest=data_digest(scan, known, box_that_cuts(scan, info, known)),
         model=info.model.uri if info.model else "",
         class_name=info.model.class_name if info.model else "",
         threshold=threshold_or_own(info, threshold) / 255,

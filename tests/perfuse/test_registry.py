@@ -1,5 +1,7 @@
 """Promotion is a pure function; the ledger shows tampering; bundles come back as they went in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from hypothesis import strategies as st
 
 from perfuse import registry, tracking
 from perfuse.bundle import Bundle
+from perfuse.catalog import LabelInfo
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import RegistryError, ServerError
+from perfuse.labels import writer_for
 from perfuse.models import build
 from perfuse.registry.ledger import START, Entry, broken_at, champions
 from perfuse.registry.policy import Policy, Score, decide
@@ -68,9 +72,50 @@ def test_a_score_against_what_a_model_made_is_not_kept(monkeypatch):
     )
     monkeypatch.setattr("perfuse.registry.scores.scores_of", lambda name, version: {})
     monkeypatch.setattr("perfuse.registry.bundles.version_of", lambda uri: ("m", "1"))
+    monkeypatch.setattr("perfuse.registry.bundles.tags", lambda name, version: {})
+    monkeypatch.setattr("perfuse.registry.scores._why_not", lambda scores, tags: "")
     for kind in ("soft", "sparse", "dense"):
         record_evaluation(evaluation(kind), kind="test")
     assert kept == [("models:/m/1", 0.5)]
+
+
+def test_a_score_is_of_the_own_answer_of_a_version(tmp_path, make_scan, monkeypatch, capsys):
+    kept: list[str] = []
+    tags = {"forward_digest": "f", "bundle_digest": "b"}
+    monkeypatch.setattr("perfuse.registry.scores.record_scores", lambda uri, score: kept.append(score.data_digest))
+    monkeypatch.setattr("perfuse.registry.scores.scores_of", lambda name, version: {})
+    monkeypatch.setattr("perfuse.registry.bundles.version_of", lambda uri: ("m", "1"))
+    monkeypatch.setattr("perfuse.registry.bundles.tags", lambda name, version: tags)
+    image = np.random.default_rng(0).integers(0, 60_000, (8, 12, 16)).astype(np.uint16)
+    mask = (image > 50_000).astype(np.uint8) * np.uint8(255)
+    made_by = {"uri": "models:/m/1", "threshold": 128, "backend": "eager-fp32", **tags}
+    lineage = {"scan_digest": "d", "members": ["models:/m/1"], "backends": [], "donors": {}, "skipped": 0.5}
+    inside, less = ((2, 0, 0), (6, 12, 16)), ((3, 0, 0), (6, 12, 16))
+
+    def noted(truth_box=None, box=None, threshold=128, more=None, **changed) -> str:
+        about = {"kind": "soft", "box": box, "lineage": lineage | (more or {}), "model": made_by | changed}
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        scan = make_scan(folder, "a", image, {"human": mask}, box=truth_box)
+        writer = writer_for(scan, "p", "key")
+        for task in writer.todo():
+            writer.write(task, mask[writer.tasks[task].slices])
+        writer.finish(lambda share, digest: LabelInfo(name="p", foreground=share, digest=digest, **about))
+        kept.clear()
+        seen = replace(evaluation("dense"), scan_url=scan.url, truth="human", threshold=threshold / 255)
+        record_evaluation(seen, kind="test")
+        told = capsys.readouterr().err
+        assert bool(told) != bool(kept)
+        return told
+
+    assert not noted()
+    assert not noted(truth_box=inside, box=inside)
+    assert "version 1 of m: p is of a region" in noted(box=inside)
+    assert "of a region" in noted(truth_box=inside, box=less)
+    assert "asked otherwise" in noted(forward_digest="turned")
+    assert "another threshold" in noted(bundle_digest="moved")
+    assert "another threshold" in noted(threshold=100)
+    assert "made of its answer" in noted(more={"cleaned": {}})
 
 
 def evaluation(truth_kind: str) -> Evaluation:

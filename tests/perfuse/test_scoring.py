@@ -205,6 +205,10 @@ def test_a_prediction_of_a_region_is_scored_inside_it(case):
     assert (scores.dice, scores.iou, scores.recall) == (whole.dice, whole.iou, whole.recall)
     assert scores.truth_voxels == truth[box.slices].sum() < truth.sum()
     assert scores.data_digest != scoring.evaluate(scan, "soft", "human").data_digest
+    part_of, given = scan.label_info("part"), scan.label_info("human")
+    assert scoring.box_that_cuts(scan, part_of, given) == part_of.box
+    inner = given.model_copy(update={"box": ((12, 0, 8), (50, 30, 40))})
+    assert scoring.box_that_cuts(scan, part_of, inner) is None, "all of the truth is counted, as in the whole"
     assert scoring.tune([scan], "part", "human").dice[99] == whole.dice
     assert scoring.surface_dice_within(scan, "part", "human", 0.0) == pytest.approx(scores.surface_dice, abs=1e-6)
 

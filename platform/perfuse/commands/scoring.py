@@ -49,7 +49,7 @@ def evaluate(
     workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
-    """Score a prediction beside a classical baseline. At the model's own threshold the score is noted in the registry.
+    """Score a prediction beside a classical baseline. That of a version's own answer, at its threshold, is noted in the registry.
 
     Example: perfuse evaluate scans/kidney3.ome.zarr --prediction vessels --truth human
     """

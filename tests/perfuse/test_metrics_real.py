@@ -1,6 +1,7 @@
 """Every metric on the vessels of a real kidney, between a raw and a cleaned mask and one worn by a voxel: blocks are the whole."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy import ndimage
 from skimage.measure import euler_number
 
+from perfuse.catalog import Scan
 from perfuse.centrelines import OVERLAP
 from perfuse.geometry import Box, Index3, blocks
 from perfuse.metrics import (
@@ -25,6 +27,8 @@ from perfuse.metrics import (
     surface_counts,
     tolerance,
 )
+from perfuse.postprocessing import Cleaning, postprocess
+from perfuse.topology import topology
 
 BLOCK = (64, 256, 256)
 Masks = dict[str, np.ndarray]
@@ -35,7 +39,7 @@ def masks(test_data: Path) -> Masks:
     """A part of the volume that holds all its columns, bool[z, y, x]."""
     cut = np.s_[300:430]
     raw, clean = (
-        np.asarray(nibabel.load(test_data / f"rat_kidney/pred_{name}_1.nii.gz").dataobj[cut]) > 0
+        np.asarray(nibabel.load(test_data / f"rat_kidney/pred_{name}_1.nii.gz").dataobj)[cut] > 0
         for name in ("raw", "ccd")
     )
     return {"raw": raw, "clean": clean, "worn": ndimage.binary_erosion(raw)}
@@ -74,6 +78,30 @@ def test_euler_number_of_blocks_is_that_of_the_whole(masks: Masks) -> None:
     mask = masks["raw"][:80]
     total = sum(euler_eighths(cubes(mask, box)) for box in blocks(mask.shape, BLOCK))
     assert total == 8 * euler_number(np.pad(mask, 1), connectivity=3)
+
+
+def test_a_clean_label_and_its_topology_are_those_of_the_whole(masks: Masks, make_scan: Any, tmp_path: Path) -> None:
+    """Of vessels whose walls alone are bright, so that there are cavities and tunnels, in the six shards of a stored label."""
+    vessels, near = masks["raw"][:, 200:320], np.ones((3, 3, 3))
+    walls = vessels & ~ndimage.binary_erosion(vessels)
+    soft = ndimage.gaussian_filter(np.where(walls, np.float32(255), 0), 0.7).astype(np.uint8)
+    scan = make_scan(tmp_path, "s", np.zeros(soft.shape, np.uint8), {"soft": soft}, kind="soft")
+    labels, weak = ndimage.label(soft >= 90, near)
+    strong = np.setdiff1d(labels[soft >= 199], 0)
+    kept = np.isin(labels, strong)
+    for fill, expected in ((False, kept), (True, ndimage.binary_fill_holes(kept))):
+        postprocess(scan.url, "soft", "clean", Cleaning(hysteresis=(0.35, 0.78), fill_holes=fill))
+        np.testing.assert_array_equal(Scan.open(scan.url).label("clean")[:], expected * 255)
+        euler = euler_number(np.pad(expected, 1), connectivity=3)
+        parts, cavities = (
+            ndimage.label(expected, near)[1],
+            ndimage.label(np.pad(~expected, 1, constant_values=True))[1] - 1,
+        )
+        found = topology(scan.url, "clean")
+        assert (found.euler, found.betti) == (euler, (parts, parts + cavities - euler, cavities))
+        assert 1 < parts < weak / 5
+        assert found.betti[1] > 100
+        assert (cavities > 50) != fill
 
 
 @pytest.mark.parametrize("other", ["clean", "worn"])

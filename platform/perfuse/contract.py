@@ -21,6 +21,8 @@ def _each_once(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
 Axes = Annotated[tuple[Axis, ...], Field(min_length=1), AfterValidator(_each_once)]
 Blend = Literal["logit", "probability"]
 Edge = Annotated[float, Field(gt=0)]
+Numbers = Literal["auto", "fp32", "bf16", "fp16"]
+"""What a network is computed in; auto: what the machine is fast at."""
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 Turns = Literal["none", "flips", "quarters", "all"]
 Window = Literal["mean", "hann", "gaussian", "max"]
@@ -185,8 +187,8 @@ class Forward(Finite):
     """Of the scan's pyramid, whose voxels are seen as they are stored, and the answer brought back; above 0 for a preview alone."""
     skip_background: bool = since(False)
     """Tiles are not seen by the network, for they are background, whose chunks all lie outside the organ, or are of one intensity."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: the driver chooses what the machine is fast at, once per job, and records it."""
+    precision: Numbers = "auto"
+    """auto: the driver chooses what the machine is fast at, once per job, and records it; fp16 needs a GPU."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Forward":

@@ -62,9 +62,8 @@ def cleaning_of(*, hysteresis: str | None = None, **values: Any) -> Cleaning:
         return Cleaning.model_validate({**values, "hysteresis": pair})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ScanError(
-            f"{' '.join(map(str, first['loc'][:1]))}: {first['msg'].removeprefix('Value error, ')}."
-        ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise ScanError(": ".join([*map(str, first["loc"][:1]), f"{said}."])) from error
     except ValueError as error:
         raise ScanError(f"--hysteresis takes two probabilities, LOW,HIGH; got {hysteresis!r}.") from error
 

@@ -22,6 +22,7 @@ from perfuse.inference import backends, choosing, predict, prepare, trial
 from perfuse.inference.engine import Engine
 from perfuse.inference.estimate import estimate
 from perfuse.inference.logits import ONE
+from perfuse.inference.options import seen_otherwise
 from perfuse.inference.prediction import plan
 from perfuse.inference.slab import PLANES
 from perfuse.models import build
@@ -245,6 +246,14 @@ def test_work_that_is_begun_keeps_its_backend(scan: Scan, bundle: Bundle, monkey
     CliRunner().invoke(build_cli(), ["scan", "clean", scan.url], catch_exceptions=False)
     again = prepare(scan.url, more, "all").members[0].choice
     assert (count, len(again.seconds)) == (1, len(backends.eager_backends("auto", "cpu")))
+
+
+def test_half_precision_is_refused_where_there_is_no_gpu(scan: Scan, bundle: Bundle) -> None:
+    asked = seen_otherwise(bundle, ["precision=fp16"])
+    assert backends.eager_backends("fp16", "cuda") == ["eager-fp16"]
+    for work in (prepare, estimate):
+        with pytest.raises(PerfuseError, match="fp16 needs a GPU"):
+            work(scan if work is estimate else scan.url, asked, "soft")
 
 
 def test_a_plan_takes_the_time_of_what_was_chosen_and_writes_nothing(scan: Scan, bundle: Bundle) -> None:

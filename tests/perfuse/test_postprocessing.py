@@ -135,11 +135,17 @@ def test_the_verbs(scan, values):
     assert json.loads(shown.stdout)["voxels"] == expected.sum()
 
 
-@pytest.mark.parametrize("wrong", ["0.6", "0.9,0.2", "a,b", "0.1,0.2,0.3"])
+@pytest.mark.parametrize("wrong", ["0.6", "0.9,0.2", "a,b", "0.1,0.2,0.3", "nan,0.5"])
 def test_bad_thresholds_are_refused(scan, wrong):
     words = ["postprocess", scan.url, "--labels", "soft", "--output", "verb", "--hysteresis", wrong]
-    with pytest.raises(ScanError, match="hysteresis"):
+    with pytest.raises(ScanError, match=r"^(--)?hysteresis"):
         CliRunner().invoke(build(), words, catch_exceptions=False)
+
+
+def test_a_size_without_end_is_refused(scan):
+    words = ["postprocess", scan.url, "--labels", "soft", "--output", "verb", "--min-um3", "inf"]
+    shown = CliRunner().invoke(build(), words)
+    assert (shown.exit_code, "inf is no finite number" in shown.stderr) == (2, True)
 
 
 def test_what_is_left_of_a_label_of_people_verifies_and_keeps_its_boxes(tmp_path, make_scan, values):

@@ -102,6 +102,7 @@ def test_a_recipe_and_its_base_lie_at_a_url() -> None:
         ("base: own.yaml\n", r"own base"),
         ("- 1\n", "keys with values"),
         ("a: [\n", "no readable recipe"),
+        ("a: 2020-13-45\n", "no readable recipe"),
     ],
 )
 def test_a_file_that_cannot_work_is_refused_with_what_could(

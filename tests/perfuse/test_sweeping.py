@@ -181,6 +181,12 @@ def test_settings_change_what_may_be_changed() -> None:
         ("tile=33", "multiple of 32"),
         ("3:turns=all", "no model 3; they are numbered 1 to 2"),
         ("0:turns=all", "no model 0"),
+        ("turns=[", r"--set turns=\[: the value is a word"),
+        ("window={", r"--set window=\{: the value is a word"),
+        ("tile=2020-13-45", "the value is a word"),
+        ("axes=", "axes .*at least 1 item"),
+        ("axes=z,z", "axes name each axis once"),
+        ("resample_um=.inf", "resample_um .*finite"),
     ):
         with pytest.raises(ContractError, match=message):
             seen_otherwise(model, [setting])
@@ -195,7 +201,10 @@ def test_members_count_as_said() -> None:
     for values, message in (
         ((None, [1.0], None), "1 weights for 2 models"),
         ((None, [1.0, -1.0], None), "none may lie below 0"),
+        ((None, [1.0, np.nan], None), "none may lie below 0"),
+        ((None, [1.0, np.inf], None), "be without end"),
         ((None, None, [1.0, 0.0]), "greater than 0"),
+        ((None, None, [1.0, np.inf]), "finite"),
     ):
         with pytest.raises(ContractError, match=message):
             fused_otherwise(model, *values)  # type: ignore[arg-type]

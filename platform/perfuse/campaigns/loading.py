@@ -72,7 +72,7 @@ def _several(value: str) -> list[str]:
 def _from_file(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(storage.read_bytes(name))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise CampaignError(f"{name} is no readable campaign: {error}.") from error
     if not isinstance(values, dict):
         raise CampaignError(f"{name} holds no campaign: name, recipe, roles and stages are wanted.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perfuse.commands.options import Json, Processes
+from perfuse.commands.options import Json, Processes, finite
 
 Label = Annotated[str, typer.Option("--labels", help="The label, soft or not.")]
 Threshold = Annotated[
@@ -34,7 +34,7 @@ def postprocess(
         int, typer.Option(help="6: voxels hang together by faces; 18: by edges too; 26: by corners too.")
     ] = 26,
     min_voxels: Annotated[int, typer.Option(min=1, help="Smaller components go.")] = 1,
-    min_um3: Annotated[float | None, typer.Option(min=0, help="The same in µm³.")] = None,
+    min_um3: Annotated[float | None, typer.Option(min=0, callback=finite, help="The same in µm³.")] = None,
     keep_largest: Annotated[int | None, typer.Option(min=1, help="Only so many components stay.")] = None,
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Background inside vessels becomes vessel.")] = False,
     workers: Processes = None,

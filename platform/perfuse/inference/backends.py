@@ -4,22 +4,22 @@ import os
 import shutil
 from typing import Literal, get_args
 
+from perfuse.contract import Numbers
 from perfuse.models import resolve_precision
 
 Backend = Literal["eager-fp32", "eager-bf16", "eager-fp16", "compiled-fp32", "compiled-bf16", "compiled-fp16"]
-Asked = Literal["auto", "fp32", "bf16"]
 
 
 def _named(name: str) -> Backend:
     return next(backend for backend in get_args(Backend) if backend == name)
 
 
-def usual(asked: Asked, device: str) -> Backend:
+def usual(asked: Numbers, device: str) -> Backend:
     """What a network runs on where measuring would take longer than the work."""
     return _named(f"eager-{resolve_precision(asked, device)}")
 
 
-def eager_backends(asked: Asked, device: str) -> list[Backend]:
+def eager_backends(asked: Numbers, device: str) -> list[Backend]:
     """What can be measured on a device without compiling; auto: float32, and the half precision that is native there."""
     first = usual(asked, device)
     if asked != "auto":

@@ -82,8 +82,10 @@ def fused_otherwise(
     for what, values in (("weights", weights), ("temperatures", temperatures)):
         if values and len(values) != len(model.members):
             raise ContractError(f"{len(values)} {what} for {len(model.members)} models: give one for each.")
-    if weights and (min(weights) < 0 or not sum(weights)):
-        raise ContractError(f"Weights {', '.join(f'{w:g}' for w in weights)}: none may lie below 0, nor all be 0.")
+    if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+        raise ContractError(
+            f"Weights {', '.join(f'{w:g}' for w in weights)}: none may lie below 0 or be without end, nor all be 0."
+        )
     parts = tuple(round(1000 * w / sum(weights)) for w in weights) if weights else ()
     try:
         fusion = Fusion(average=average, weights=parts, temperatures=tuple(temperatures or ()))
@@ -137,9 +139,12 @@ def _setting(text: str) -> tuple[str, Any]:
         raise ContractError(
             f"--set {text}: write key=value, or N:key=value for the N-th model; a prediction may change {', '.join(FREE)}."
         )
-    if "," in value or key in ("axes", "scales", "axis_weights"):
-        return key, tuple(yaml.safe_load(f"[{value}]"))
-    return key, yaml.safe_load(value)
+    several = "," in value or key in ("axes", "scales", "axis_weights")
+    try:
+        given = yaml.safe_load(f"[{value}]" if several else value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ContractError(f"--set {text}: the value is a word, a number, or several with commas between.") from error
+    return key, tuple(given) if several else given
 
 
 def _said(error: ValidationError) -> str:

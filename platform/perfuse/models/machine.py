@@ -5,6 +5,7 @@ import os
 import platform
 from typing import Literal
 
+from perfuse.contract import Numbers
 from perfuse.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -27,7 +28,7 @@ def device_name(device: str) -> str:
     return f"CPU of {os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Precision:
+def resolve_precision(precision: Numbers, device: str) -> Precision:
     """`auto` becomes bf16 where the device multiplies it natively, else fp32; what was asked for stays.
 
     Raises RecipeError for fp16 on a CPU, which would be slower than any other.

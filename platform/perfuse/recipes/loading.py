@@ -85,7 +85,7 @@ def _named(name: str, given: list[set[str]], above: tuple[str, ...] = ()) -> dic
 def _from_file(name: str, given: list[set[str]], above: tuple[str, ...]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(storage.read_bytes(name))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(
             f"{name} is no readable recipe: {error}. `perfuse recipe show quickstart` prints one."
         ) from error
@@ -189,5 +189,5 @@ def _value(text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"{text!r} is neither a list [a, b] nor a mapping {{key: value}}: {error}") from error

@@ -15,6 +15,7 @@ from perfuse.contract import (
     Forward,
     Network,
     Normalisation,
+    Numbers,
     Scale,
     Turns,
     Window,
@@ -203,7 +204,7 @@ class Recipe(Finite):
     clip_value: float | None = Field(None, gt=0)
     frozen_encoder_steps: int = Field(0, ge=0)
     """Steps at the beginning in which only the decoder learns."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Numbers = "auto"
     """auto: bf16 where the machine multiplies it natively."""
     compiled: bool = False
     gradient_checkpointing: bool = False

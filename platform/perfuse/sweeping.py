@@ -159,6 +159,7 @@ def sweep(scans: Sequence[Scan], wanted: Sweep, truth: str, runner: Runner, clas
             runner.fill(prediction, ensemble)
             for member in prediction.members:
                 member.keep(prediction.scan_url)
+            prediction.tell_scales(ensemble)
         samples = [sampled(*both, truth, class_number) for both in zip(scans, predictions, strict=True) if wanted.fit]
         ways = [(choice, ()) for choice in wanted.choices] + [
             (choice, _weights(predictions[0], wanted, choice, samples)) for choice in wanted.to_fit

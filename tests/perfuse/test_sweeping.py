@@ -253,12 +253,38 @@ def test_a_preview_sees_the_voxels_of_a_coarser_level(tmp_path: Path, make_scan:
         previewed(bundle(0), scan, 9)
 
 
-def test_members_of_unlike_scale_are_told_of(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
-    loud, quiet = bundle(0, 8.0), bundle(0)
-    predict(scan.url, Ensemble((loud, bundle(1)), 128), "soft", keep_scratch=True)
-    assert "differ in scale" in capsys.readouterr().err
-    for fusion in (Fusion(temperatures=(8, 1)), Fusion(average="probability")):
-        predict(scan.url, Ensemble((loud, bundle(1)), 128, fusion), "soft", keep_scratch=True)
-        assert "differ in scale" not in capsys.readouterr().err
-    predict(scan.url, Ensemble((quiet, bundle(1)), 128), "soft")
-    assert "differ in scale" not in capsys.readouterr().err
+def test_members_of_unlike_scale_are_told_of(
+    scan: Scan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the message tells to do asks no network, though nobody asked to keep the logits; a sweep says the same."""
+    both = Ensemble((bundle(0, 8.0), bundle(1)), 128)
+    predict(scan.url, both, "soft")
+    assert f"that asks no network, for the logits are kept beside the scan. `perfuse scan clean {scan.url}`" in told(
+        capsys
+    )
+    with monkeypatch.context() as no_network:
+        no_network.setattr(Worker, "_engine", lambda *_: pytest.fail("a network was asked again"))
+        for fusion in (Fusion(temperatures=(8, 1)), Fusion(average="probability")):
+            predict(scan.url, Ensemble(both.members, 128, fusion), "soft")
+            assert "differ in scale" not in told(capsys)
+        sweeping.sweep([scan], Sweep(both), "human", Runner())
+        assert "differ in scale" in told(capsys)
+        sweeping.sweep([scan], Sweep(both, average="probability"), "human", Runner())
+        assert "differ in scale" not in told(capsys)
+    predict(scan.url, Ensemble((bundle(2), bundle(3)), 128), "soft")
+    assert "differ in scale" not in told(capsys)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_that_a_finished_label_has_no_logits_left_is_said(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    predict(scan.url, bundle(0), "soft")
+    predict(scan.url, bundle(0), "soft")
+    assert "done already" not in told(capsys)
+    predict(scan.url, bundle(0), "soft", keep_scratch=True)
+    assert "The label soft is done already, and the models' logits are not beside the scan" in told(capsys)
+    predict(scan.url, bundle(0), "other", keep_scratch=True)
+    predict(scan.url, bundle(0), "other", keep_scratch=True)
+    assert "done already" not in told(capsys)

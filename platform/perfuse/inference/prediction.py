@@ -83,6 +83,11 @@ class Prediction(Frozen):
         scan = Scan.open(self.scan_url)
         if all(name in scan.labels() and scan.label_info(name).key == self.key for name in self.outputs):
             return []
+        return self.slabs_unmarked()
+
+    def slabs_unmarked(self) -> list[dict[str, int]]:
+        """Those whose logits do not lie beside the scan, though the labels may be done."""
+        scan = Scan.open(self.scan_url)
         done = {
             (n, axis, task)
             for n, member in enumerate(self.members)
@@ -150,30 +155,36 @@ class Prediction(Frozen):
         return fusion.changed(average=fusion.average or (blends.pop() if len(blends) == 1 else "logit"))
 
     def finish(self, model: Model, *, keep_scratch: bool = False) -> tuple[LabelInfo, ...]:
-        """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept, now or by a call before."""
-        self._compare_scales(model)
+        """Coarser levels and summary of each class's label; then the scratch goes, unless it is kept, now or by a call before.
+
+        Logits of unlike scales stay: what the user is told to do about them then asks no network.
+        """
+        kept = self.tell_scales(model) or keep_scratch
         infos = tuple(self._finish(model, number) for number in range(len(self.outputs)))
         for member in self.members:
-            (member.keep if keep_scratch else member.drop)(self.scan_url)
+            (member.keep if kept else member.drop)(self.scan_url)
         refresh(self.scan_url)
         return infos
 
-    def _compare_scales(self, model: Model) -> None:
+    def tell_scales(self, model: Model) -> bool:
         """Say so when the members' logits, in the middle of what is predicted, are of so different a scale that some hardly count."""
         if len(self.members) == 1 or self.answers(self.fusion).average == "probability":
-            return
+            return False
         whole = self._box or Box.whole(Scan.open(self.scan_url).shape_zyx)
         middle = index3([(a + b) // 2 for a, b in zip(whole.start, whole.stop, strict=True)])
         box = Box(middle, middle).grown((32, 32, 32)).intersect(whole)
         temperatures = self.fusion.temperatures or (1.0,) * len(self.members)
         seen = [s.as_("logit", t) for s, t in zip(self.sight().of(box), temperatures, strict=True)]
         scales = [float(np.sqrt(np.mean(np.square(s.total / (s.weight * ONE))))) for s in seen]
-        if max(scales) > UNLIKE * min(scales):
+        unlike = max(scales) > UNLIKE * min(scales)
+        if unlike:
             told = ", ".join(f"{bundle.uri} {scale:.2g}" for bundle, scale in zip(model.members, scales, strict=True))
             say(
                 f"The models' logits differ in scale (root mean square: {told}), so the surest outweighs the others. Give a "
-                "--temperature for each, or say --average probability."
+                "--temperature for each, or say --average probability: that asks no network, for the logits are kept beside the "
+                f"scan. `perfuse scan clean {self.scan_url}` removes them."
             )
+        return unlike
 
     def _finish(self, model: Model, class_number: int) -> LabelInfo:
         made_by = self.made_by(model, class_number)

@@ -6,7 +6,7 @@ from functools import partial
 
 from perfuse.bundle import Model
 from perfuse.catalog import LabelInfo
-from perfuse.console import progress
+from perfuse.console import progress, say
 from perfuse.geometry import Box
 from perfuse.inference import attempts
 from perfuse.inference.prediction import Prediction, Worker
@@ -62,6 +62,11 @@ def predict(
     with writing(scan_url, f"label-{output}"):
         done = already_done(prediction, model)
         if done is not None:
+            if keep_scratch and prediction.slabs_unmarked():
+                say(
+                    f"The label {output} is done already, and the models' logits are not beside the scan. To have them, give "
+                    "--keep-scratch with another --output: the networks are asked again."
+                )
             return done
         with prediction.held():
             runner.fill(prediction, model)

@@ -36,6 +36,8 @@ class Topology:
     largest: int
     """Voxels of the largest component."""
     voxels: int
+    sizes: tuple[int, ...]
+    """How many components have 2ᵏ to 2ᵏ⁺¹ − 1 voxels, at place k; ends with the largest."""
     listed: tuple[Component, ...]
     """The largest, in falling order."""
 
@@ -73,6 +75,7 @@ def topology(scan_url: str, label: str, threshold: float | None = None, listed: 
         components=found.count,
         largest=found.largest,
         voxels=found.voxels,
+        sizes=found.sizes,
         listed=tuple(
             Component(size, size * voxel_mm3, index3([int(n) for n in np.unravel_index(first, shape)]))
             for size, first in found.listed

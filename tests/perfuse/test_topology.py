@@ -66,6 +66,8 @@ def test_blocks_of_any_shape_are_the_whole(mask, block):
     sizes = sorted(np.bincount(labels.ravel(), minlength=2)[1:], reverse=True)
     assert [component.voxels for component in found.listed] == [n for n in sizes[:9] if n]
     assert (found.voxels, found.largest) == (mask.sum(), sizes[0])
+    assert list(found.sizes) == [sum(2**k <= n < 2 ** (k + 1) for n in sizes) for k in range(len(found.sizes))]
+    assert sum(found.sizes) == components
 
 
 @settings(deadline=None, max_examples=40)

@@ -111,6 +111,8 @@ class Components:
     """Of those that stay."""
     largest: int
     """Voxels of the largest that stays; 0 when none does."""
+    sizes: tuple[int, ...]
+    """Of those that may stay, see `by_size`; as far as there are any."""
     listed: list[tuple[int, int]]
     """Voxels, and the first of them in C order of the volume, of those of the largest that were asked for, in falling order."""
     _rule: Rule
@@ -130,6 +132,11 @@ class Components:
         ours = slice(self._first[block.box.start], self._first[block.box.start] + len(reaching))
         size[reaching], origin[reaching], marked[reaching] = self._size[ours], self._origin[ours], self._marked[ours]
         return _allowed(self._rule, size, marked) & _large_enough(size, origin, self._last)
+
+
+def by_size(size: Ints) -> Ints:
+    """Components by their voxels (int64[component], each below 2⁵³): how many have 2ᵏ to 2ᵏ⁺¹ − 1 at place k, int64[63]."""
+    return np.bincount(np.frexp(size.astype(np.float64))[1] - 1, minlength=63)
 
 
 def find_components(blocks: Iterable[Block], connectivity: Connectivity = 26, rule: Rule = ALL) -> Components:
@@ -162,6 +169,7 @@ class Gathering:
         """Size and negated first voxel of the largest, as many as are asked for."""
         self.listed = listed if rule.largest is None else rule.largest
         self.count = self.voxels = self.largest = 0
+        self.sizes: Ints = np.zeros(63, np.int64)
 
     def add(self, block: Block) -> None:
         """Take the next block, in the C order of their grid."""
@@ -213,6 +221,7 @@ class Gathering:
         self.count += len(size)
         self.voxels += int(size.sum())
         self.largest = max(self.largest, int(size.max(initial=0)))
+        self.sizes += by_size(size)
 
     def components(self) -> Components:
         """What the whole volume holds, once all blocks were added."""
@@ -237,6 +246,7 @@ class Gathering:
             self.count,
             self.voxels,
             self.largest,
+            tuple(np.trim_zeros(self.sizes, "b").tolist()),
             listed,
             self.rule,
             last,

@@ -57,11 +57,13 @@ def sweep(
     from perfuse.catalog import Scan
     from perfuse.console import print_json
     from perfuse.registry import load_model
+    from perfuse.storage import check_writable
     from perfuse.sweeping import Sweep
     from perfuse.sweeping import sweep as run
     from perfuse_jobs.predict import runner
 
     check_local(local, workers)
+    check_writable(table)
     model = load_model(models)
     coarser = [(f"resample_um={um}",) for um in resample_um or []]
     larger = [(f"scales={scale}",) for scale in scales or []]
@@ -70,13 +72,13 @@ def sweep(
     if plan:
         return _show_plan(scans, wanted, workers, as_json=as_json)
     rows = run(scans, wanted, truth, runner(workers, local=local), _class(model, class_name))
-    if table is not None:
-        table.write_text(_table(rows))
     values = {"rows": [_described(row) for row in rows]}
     if as_json:
         print_json(values)
     else:
         _print(rows, wanted.seers, " and ".join(scan.info.id for scan in scans))
+    if table is not None:
+        table.write_text(_table(rows))
     return values
 
 

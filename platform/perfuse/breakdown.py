@@ -15,7 +15,7 @@ from perfuse.geometry import AXES
 from perfuse.metrics import ConfusionCounts, SurfaceCounts
 from perfuse.metrics.areas import area
 from perfuse.pictures import png
-from perfuse.scoring import BETA
+from perfuse.scoring import BETA, NAN
 
 COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
 SCORES = ("dice", "iou", "precision", "recall")
@@ -26,6 +26,11 @@ TOLD_BY_SPARSE = {"true_positive", "false_negative", "recall"}
 F_BETA = f"f{BETA:g}"
 TOLD = (*COUNTS, *SCORES, F_BETA, *SURFACES)
 Map = npt.NDArray[np.float64]
+
+
+def told(voxels: ConfusionCounts, *, dense: bool) -> dict[str, float]:
+    """Voxels by truth and prediction; NaN where sparse truth says none."""
+    return {name: getattr(voxels, name) if dense or name in TOLD_BY_SPARSE else NAN for name in COUNTS}
 
 
 def per_slice(counts: Tally, *, dense: bool) -> str:

@@ -136,8 +136,7 @@ def surface_dice_within(
         scan.info.voxel_size_um,
         scan.shape_zyx,
     )
-    if scan.label_info(truth).kind == "sparse":
-        raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no surface dice can be told by it. Use a dense one.")
+    check_surface(scan, truth)
     around = tolerance.reach(tolerance_um, spacing)
 
     def near(owned: Box) -> NearCounts:
@@ -178,10 +177,15 @@ def _values(scan: Scan, prediction: str, box: Box) -> Arrays:
     return (scan.read_label(prediction, box),)
 
 
-def check_dense(scan: Scan, truth: str) -> None:
-    """ScanError unless all vessels are marked, so that a threshold can be chosen."""
+def check_dense(scan: Scan, truth: str, wanted: str = "threshold can be chosen") -> None:
+    """ScanError unless all vessels are marked, so that what is wanted can be."""
     if scan.label_info(truth).kind == "sparse":
-        raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no threshold can be chosen by it. Use a dense one.")
+        raise ScanError(f"Label {truth!r} of {scan.url} is sparse: no {wanted} by it. Use a dense one.")
+
+
+def check_surface(scan: Scan, truth: str) -> None:
+    """ScanError unless all vessels are marked, so that surface dice can be told."""
+    check_dense(scan, truth, "surface dice can be told")
 
 
 def curves(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import posixpath
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -148,6 +149,19 @@ def _fetched(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | None]:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file; readers see the old or the new one, never a torn one."""
     write_parts(url, [data])
+
+
+def check_writable(*paths: Path | None) -> None:
+    """PerfuseError unless each file that a user names for results can be written: asked before the work, lest it be lost."""
+    for path in filter(None, paths):
+        try:
+            with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise PerfuseError(
+                f"{path} cannot be written: {error.strerror}. Name a file in a folder of this machine that is there and may be "
+                "written to."
+            ) from error
 
 
 def write_parts(url: str, parts: Sequence[bytes]) -> None:

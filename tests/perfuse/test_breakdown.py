@@ -147,7 +147,9 @@ def test_chunks_add_up_to_the_whole(data, shape, chunk, times):
 def test_sparse_truth_tells_recall_alone(tmp_path, make_scan, tubes):
     image, mask = tubes(2, SHAPE)
     scan = make_scan(tmp_path, "s", image, {"human": mask, "soft": mask}, kind="sparse", coverage=0.5)
-    _, rows = evaluate(scan, tmp_path)
+    found, rows = evaluate(scan, tmp_path)
+    hits = int(mask.astype(bool).sum())
+    assert list(found["counts"].values()) == [hits, None, 0, None]
     assert (
         {row["dice"] for row in rows}
         == {row["false_positive"] for row in rows}

@@ -12,12 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from perfuse import registry, scoring, storage
+from perfuse import breakdown, quicklook, registry, scoring, storage, sweeping
 from perfuse.bundle import Bundle, Ensemble
 from perfuse.catalog import Scan
 from perfuse.cli import build
 from perfuse.contract import Contract, Forward, Network
-from perfuse.errors import ContractError
+from perfuse.errors import ContractError, PerfuseError, ScanError
 from perfuse.inference.members import SCRATCH
 from perfuse.models import build as network_of
 
@@ -187,6 +187,10 @@ def test_options_of_scores(scan: Scan, tmp_path: Path) -> None:
     other = perfuse(*(word.replace("human", "other") for word in words))
     assert other["dice"] == scoring.evaluate(scan, "soft", "other", 128).dice != plain["dice"]
 
+    soft, human = (np.asarray(scan.label(name)[:]) >= 128 for name in ("soft", "human"))
+    pairs = ((soft, human), (soft, ~human), (~soft, human), (~soft, ~human))
+    assert list(plain["counts"].values()) == [int((a & b).sum()) for a, b in pairs]
+
     words = ["tune", scan.url, "--prediction", "soft", "--truth", "human"]
     tuned = [perfuse(*words, "--beta", beta) for beta in ("1", "2")]
     assert tuned[0]["fbeta"]["scores"] == tuned[0]["dice"]
@@ -194,3 +198,53 @@ def test_options_of_scores(scan: Scan, tmp_path: Path) -> None:
     assert tuned[1]["fbeta"] == {"beta": 2, "scores": counts.fbeta(2).tolist()} != tuned[0]["fbeta"]
     perfuse(*words, "--plot", str(tmp_path / "tune.png"))
     assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
+
+
+SCORES = ["--prediction", "human", "--truth", "other"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("evaluate", "--per-slice"),
+        ("evaluate", "--heat-map"),
+        ("tune", "--plot"),
+        ("sweep", "--csv"),
+        ("scan show", "--picture"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_of_before_the_work(
+    scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, option: str
+) -> None:
+    for module in (breakdown, scoring, sweeping, quicklook):
+        for work in {"count", "counts_by_scan", "sweep", "path"} & set(vars(module)):
+            monkeypatch.setattr(module, work, lambda *_: pytest.fail("work was begun"))
+    words = [*verb.split(), scan.url, *{"sweep": BOTH, "scan show": []}.get(verb, SCORES), option]
+    for path in (tmp_path / "nowhere" / "file", tmp_path):
+        with pytest.raises(PerfuseError, match=f"^{path} cannot be written: "):
+            CliRunner().invoke(build(), [*words, str(path)], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_are_told_though_their_file_fails(scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perfuse.plots.over_thresholds", lambda *_: 1 / 0)
+    monkeypatch.setattr(breakdown, "per_slice", lambda *_, **__: 1 / 0)
+    for words in (["evaluate", "--threshold", "0.5", "--per-slice"], ["tune", "--plot"]):
+        words[1:1] = [scan.url, *SCORES]
+        shown = CliRunner().invoke(build(), [*words, str(tmp_path / "file"), "--json"])
+        assert isinstance(shown.exception, ZeroDivisionError)
+        assert "dice" in json.loads(shown.stdout)
+
+
+def test_what_cannot_be_scored_is_refused_before_the_work(
+    make_scan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "count", lambda *_: pytest.fail("work was begun"))
+    mask = np.zeros((8, 8, 8), np.uint8)
+    scan = make_scan(tmp_path, "s", mask.astype(np.uint16), dict.fromkeys(("human", "other"), mask), kind="sparse")
+    words = ["evaluate", scan.url, *SCORES, "--tolerance-um"]
+    with pytest.raises(ScanError, match="is sparse: no surface dice can be told"):
+        CliRunner().invoke(build(), [*words, "50"], catch_exceptions=False)
+    for number, said in (("inf", "no finite number"), ("nan", "greater than or equal")):
+        shown = CliRunner().invoke(build(), [*words, number])
+        assert (shown.exit_code, said in shown.stderr) == (2, True)

@@ -119,6 +119,7 @@ def _copy_picture(scan: Any, to: Path) -> None:
     from perfuse import quicklook, storage
     from perfuse.errors import ScanError
 
+    storage.check_writable(to)
     try:
         storage.write_bytes(str(to), storage.read_bytes(quicklook.path(scan.url)))
     except FileNotFoundError:

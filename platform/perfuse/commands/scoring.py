@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perfuse.commands.options import Json, Processes
+from perfuse.commands.options import Json, Processes, finite
 
 if TYPE_CHECKING:
     from perfuse.catalog import Scan
@@ -32,7 +32,7 @@ def evaluate(
         float | None, typer.Option(min=0.004, max=1.0, help="Probability; the model's own when not given.")
     ] = None,
     tolerance_um: Annotated[
-        float | None, typer.Option(min=0, help="Say the surface dice at this tolerance in µm, too.")
+        float | None, typer.Option(min=0, callback=finite, help="Say the surface dice at this tolerance in µm, too.")
     ] = None,
     cldice: Annotated[
         bool, typer.Option("--cldice", help="Say the clDice, of centrelines thinned tile by tile, too.")
@@ -55,41 +55,38 @@ def evaluate(
     """
     from perfuse import breakdown, scoring
     from perfuse.catalog import Scan
-    from perfuse.console import print_json, results
+    from perfuse.console import print_json
     from perfuse.contract import threshold_of
     from perfuse.passes import spread_over
     from perfuse.registry import record_evaluation
+    from perfuse.storage import check_writable
 
+    check_writable(per_slice, per_chunk, heat_map)
     scan = Scan.open(scan_url)
+    if tolerance_um is not None:
+        scoring.check_surface(scan, truth)
     whole = None if threshold is None else threshold_of(threshold)
     width = None if heat_map is None and per_chunk is None else COLUMN
     dense = scan.label_info(truth).kind != "sparse"
     with spread_over(workers), breakdown.per_chunk(per_chunk, dense=dense) as each:
         counts = scoring.count(scan, prediction, truth, whole, width, each)
         scores = scoring.score(scan, prediction, truth, counts, whole)
-        values = asdict(scores)
+        values = {**asdict(scores), "counts": breakdown.told(counts.voxels, dense=dense)}
         if tolerance_um is not None:
             within = scoring.surface_dice_within(scan, prediction, truth, tolerance_um, whole)
             values["surface_dice_within"] = {"tolerance_um": tolerance_um, "surface_dice": within}
         if cldice:
             values["cldice"] = _cldice(scan, prediction, truth, whole, dense=dense)
+    if as_json:
+        print_json(values)
+    else:
+        _print(scores, values)
+    if threshold is None:
+        record_evaluation(scores, kind="test")
     if per_slice is not None:
         per_slice.write_text(breakdown.per_slice(counts, dense=dense))
     if heat_map is not None:
         heat_map.write_bytes(breakdown.heat_map(counts, _title(scores), dense=dense))
-    if threshold is None:
-        record_evaluation(scores, kind="test")
-    if as_json:
-        print_json(values)
-        return values
-    _print(scores)
-    if cldice:
-        results.print(
-            "clDice {cldice:.4f}: of the predicted centreline {precision:.4f} is right, of the true one {sensitivity:.4f} is found; "
-            "thinned in tiles of {tile_voxels}³ voxels with {overlap_voxels} around".format(**values["cldice"])
-        )
-    if tolerance_um is not None:
-        results.print(f"Surface dice within {tolerance_um:g} µm, voxels as large as the scan's: {within:.4f}")
     return values
 
 
@@ -110,7 +107,7 @@ def _title(scores: Any) -> str:
     return f"{scores.prediction} against {scores.truth} in {scores.scan}, threshold {scores.threshold:.3f}"
 
 
-def _print(scores: Any) -> None:
+def _print(scores: Any, values: dict[str, Any]) -> None:
     from rich.table import Table
 
     from perfuse.console import results
@@ -131,6 +128,16 @@ def _print(scores: Any) -> None:
         bounds = zip(("Dice", "precision"), (scores.dice_bounds, scores.precision_bounds), strict=True)
         told = ", ".join(f"{name} between {low:.4f} and {high:.4f}" for name, (low, high) in bounds)
         results.print(f"The truth is sparse: {told}, under its stated coverage.")
+    counted = (f"{number:,} {name.replace('_', ' ')}" for name, number in values["counts"].items() if number == number)
+    results.print(f"Voxels: {', '.join(counted)}")
+    if "cldice" in values:
+        results.print(
+            "clDice {cldice:.4f}: of the predicted centreline {precision:.4f} is right, of the true one {sensitivity:.4f} is found; "
+            "thinned in tiles of {tile_voxels}³ voxels with {overlap_voxels} around".format(**values["cldice"])
+        )
+    if "surface_dice_within" in values:
+        within = "within {tolerance_um:g} µm, voxels as large as the scan's: {surface_dice:.4f}"
+        results.print("Surface dice " + within.format(**values["surface_dice_within"]))
 
 
 def tune(
@@ -138,7 +145,9 @@ def tune(
     prediction: Prediction,
     truth: Truth,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores over the thresholds into this PNG file.")] = None,
-    beta: Annotated[float, typer.Option(min=0.01, help="Of Fβ: below 1 precision counts more, above 1 recall.")] = 0.5,
+    beta: Annotated[
+        float, typer.Option(min=0.01, callback=finite, help="Of Fβ: below 1 precision counts more, above 1 recall.")
+    ] = 0.5,
     workers: Processes = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
@@ -148,11 +157,13 @@ def tune(
     """
     from perfuse import scoring
     from perfuse.catalog import Scan
-    from perfuse.console import print_json, results
+    from perfuse.console import print_json
     from perfuse.metrics import CurveCounts
     from perfuse.passes import spread_over
     from perfuse.plots import over_thresholds
+    from perfuse.storage import check_writable
 
+    check_writable(plot)
     scans = [Scan.open(url) for url in scan_urls]
     with spread_over(workers):
         counts = scoring.counts_by_scan(scans, prediction, truth)
@@ -170,11 +181,20 @@ def tune(
         "mean_surface_dice": curve.mean_surface_dice,
         "scans": [_sharing(scan.info.id, of.curve(), curve.best) for scan, of in zip(scans, counts, strict=True)],
     }
-    if plot is not None:
-        plot.write_bytes(over_thresholds(curve, " and ".join(scan.info.id for scan in scans)))
     if as_json:
         print_json(report)
-        return report
+    else:
+        _print_tuned(report, curve)
+    if plot is not None:
+        plot.write_bytes(over_thresholds(curve, " and ".join(scan.info.id for scan in scans)))
+    return report
+
+
+def _print_tuned(report: dict[str, Any], curve: "Curve") -> None:
+    from perfuse.console import results
+
+    beta, fbeta = report["fbeta"].values()
+    plateau = curve.plateau
     for v in range(13, 256, 22):
         surface = float(curve.surface_dice[v - 1])
         bar = "" if math.isnan(surface) else "█" * round(40 * surface)
@@ -186,13 +206,11 @@ def tune(
         f"{curve.mean_surface_dice:.4f}; plateau {plateau.low:.3f} to {plateau.high:.3f}; `train` would choose "
         f"{curve.chosen / 255:.3f}, its point nearest to a half"
     )
-    if len(scans) > 1:
-        for one in report["scans"]:
-            results.print(
-                f"{one['scan']}: best {one['best']['threshold']:.3f}, surface dice {one['best']['surface_dice']:.4f}; at the "
-                f"common best it loses {one['regret']:.4f}"
-            )
-    return report
+    for one in report["scans"] if len(report["scans"]) > 1 else ():
+        results.print(
+            f"{one['scan']}: best {one['best']['threshold']:.3f}, surface dice {one['best']['surface_dice']:.4f}; at the "
+            f"common best it loses {one['regret']:.4f}"
+        )
 
 
 def _sharing(scan: str, curve: "Curve", common: int) -> dict[str, Any]:

@@ -86,7 +86,6 @@ def test_none_and_nothing_take_values_away() -> None:
         ("losses.0.weight=inf", "finite number"),
         ("network.standardise={high: .inf}", "finite number"),
         ("schedule=[{kind: constant, share: inf}]", "finite number"),
-        ("axes=z,z", "name each axis once"),
     ],
 )
 def test_what_cannot_be_set_is_refused_with_what_can(setting: str, said: str) -> None:

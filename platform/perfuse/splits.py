@@ -41,16 +41,16 @@ def split_by_donor(
     """
     known = [s for s in scans if _is_labelled(s, classes)]
     _check_named([*train, *(validation or ())], known, classes)
-    held = _named(scans, holdout)
+    held = named(scans, holdout)
     free = labelled(scans, classes=classes, holdout=holdout)
     if validation is None:
         chosen = []
     elif fold:
         chosen = _of_fold(free, classes, fold)
     else:
-        chosen = _named(known, validation) or _choose_validation(free, classes, train)
+        chosen = named(known, validation) or _choose_validation(free, classes, train)
     donors = {s.info.donor for s in chosen}
-    rest = _named(known, train) or [s for s in free if s.info.donor not in donors]
+    rest = named(known, train) or [s for s in free if s.info.donor not in donors]
     _check_disjoint(rest, chosen, held)
     if not rest or (not chosen and validation is not None):
         raise RecipeError(
@@ -71,10 +71,10 @@ def labelled(
     """
     known = [s for s in scans if _is_labelled(s, classes)]
     _check_named(holdout, scans, ())
-    held = {s.info.donor for s in _named(scans, holdout)}
+    held = {s.info.donor for s in named(scans, holdout)}
     free = [s for s in known if s.info.donor not in held]
     _check_named(train, free, classes)
-    return _named(free, train) if train else free
+    return named(free, train) if train else free
 
 
 def folds(scans: Sequence[Scan], count: int | None) -> list[tuple[str, ...]]:
@@ -121,25 +121,36 @@ def divide(shape_zyx: Index3, share: float, gap: int) -> tuple[Box, Box]:
     return Box((0, 0, 0), index3(stop)), Box(index3(start), shape_zyx)
 
 
-def _named(scans: Sequence[Scan], names: Sequence[str]) -> list[Scan]:
+def names_of(chosen: Sequence[Scan], scans: Sequence[Scan]) -> tuple[str, ...]:
+    """The names by which these are `named` of all scans: a specimen's, where all of its scans are meant, else ids."""
+    ids = {scan.info.id for scan in chosen}
+    parted = {scan.info.specimen for scan in scans if scan.info.id not in ids}
+    return tuple(dict.fromkeys(s.info.id if s.info.specimen in parted else s.info.specimen for s in chosen))
+
+
+def named(scans: Sequence[Scan], names: Sequence[str]) -> list[Scan]:
     """All scans of the specimens named, and those whose id is; a name that is both means the specimen."""
     specimens = {s.info.specimen for s in scans}
     return [s for s in scans if s.info.specimen in names or (s.info.id in names and s.info.id not in specimens)]
 
 
 def _check_named(names: Sequence[str], scans: Sequence[Scan], classes: Classes) -> None:
+    for name in names:
+        if not named(scans, [name]):
+            which = f"with one of the labels {', '.join(_names(classes))}" if classes else "here"
+            raise RecipeError(f"No specimen or scan {name!r} {which}. There are: {listed(scans)}.")
+
+
+def listed(scans: Sequence[Scan]) -> str:
+    """Specimens for people, each with its scans where they are called otherwise."""
     ids: dict[str, list[str]] = {}
     for scan in scans:
         ids.setdefault(scan.info.specimen, []).append(scan.info.id)
-    for name in names:
-        if not _named(scans, [name]):
-            which = f"with one of the labels {', '.join(_names(classes))}" if classes else "here"
-            there = "; ".join(s if ids[s] == [s] else f"{s} (scans {', '.join(ids[s])})" for s in sorted(ids))
-            raise RecipeError(f"No specimen or scan {name!r} {which}. There are: {there or 'none'}.")
+    return "; ".join(s if ids[s] == [s] else f"{s} (scans {', '.join(ids[s])})" for s in sorted(ids)) or "none"
 
 
 def _choose_validation(free: Sequence[Scan], classes: Classes, train: Sequence[str]) -> list[Scan]:
-    training = {s.info.donor for s in _named(free, train)}
+    training = {s.info.donor for s in named(free, train)}
     dense = [s for s in free if s.info.donor not in training and _is_dense(s, classes)]
     if not dense:
         return []

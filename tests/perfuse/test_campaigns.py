@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import yaml
 
-from perfuse import storage
+from perfuse import storage, volumes
 from perfuse.campaigns import CAMPAIGNS, Roles, load_campaign, plan_campaign
 from perfuse.campaigns.cost import LEARNING, SUSTAINED, costs
 from perfuse.campaigns.leakage import check
@@ -50,7 +50,9 @@ def test_parts_follow_from_labels(scans):
     assert choose(scans, Roles()) == Roles(dense=("a", "d"), sparse=("b", "c"), unlabelled=("u",), validation=("e",))
     stated = choose(scans, Roles(test=("e",), sparse=("c",)))
     assert stated == Roles(dense=("a",), sparse=("c",), unlabelled=("u",), validation=("d",), test=("e",))
-    with pytest.raises(CampaignError, match=r"validation: there is no specimen 'z'. There are: a, b, c, d, e, u"):
+    with pytest.raises(
+        CampaignError, match=r"validation: there is no specimen or scan 'z'. There are: a; b; c; d; e; u"
+    ):
         choose(scans, Roles(validation=("z",)))
 
 
@@ -59,6 +61,24 @@ def test_the_only_dense_donor_is_learnt_from(scans):
     assert choose(few, Roles()) == Roles(dense=("a",), sparse=("b",), unlabelled=("u",))
     with pytest.raises(CampaignError, match=r"needs a specimen that plays the part 'validation'.*--set validation="):
         load_campaign("sennet_3rd", few)
+
+
+def test_a_scan_plays_a_part_alone_by_its_id(scans, tmp_path, make_scan):
+    mask = np.full(SHAPE, 255, np.uint8)
+    fine = make_scan(tmp_path, "a-fine", np.zeros(SHAPE, np.uint16), {"human": mask}, voxel=5.0)
+    info = fine.info.model_copy(update={"specimen": "a", "donor": "a"})
+    volumes.open_group(fine.url, "r+").attrs["perfuse"] = info.model_dump(mode="json")
+    kidneys = [
+        Scan(s.url, s.group, s.info.model_copy(update={"id": "a-coarse"})) if s.info.id == "a" else s for s in scans
+    ]
+    both = [*kidneys, Scan.open(fine.url)]
+    alone = planned(both, "sennet_3rd", "dense=a-coarse", "test=d")
+    assert alone.stages[0].recipe.train == ("a-coarse",)
+    assert {site.url for stage in alone.stages for site in (*stage.scans, *stage.judges)}.isdisjoint([fine.url])
+    assert planned(both, "sennet_3rd", "dense=a", "test=d").stages[0].recipe.train == ("a",)
+    said = r"dense: there is no specimen or scan 'z'. There are: a \(scans a-coarse, a-fine\); b; "
+    with pytest.raises(CampaignError, match=said):
+        planned(both, "sennet_3rd", "dense=z")
 
 
 def test_fifth_place_teaches_softly_by_three_networks_and_thirteenth_trains_once(scans):
@@ -243,7 +263,7 @@ def test_what_is_beside_the_stages_is_refused_with_what_could(scans, tmp_path, m
         ("round-9.steps=3", r"roles dense, sparse.*STAGE one of dense, round-1, round-2-se, round-2-v2s, .*all-se"),
         ("steps=3", r"--set steps: there are the roles"),
         ("steps", "key=value"),
-        ("test=zz", "no specimen 'zz'"),
+        ("test=zz", "no specimen or scan 'zz'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(scans, setting, match):
@@ -270,7 +290,7 @@ def test_recipes_lie_beside_a_campaign_also_at_a_url(scans, tmp_path):
 
 
 def test_stages_that_name_nobody_are_refused(scans, tmp_path):
-    with pytest.raises(CampaignError, match=r"Stage first: no specimen or role 'x'. There are: a, b"):
+    with pytest.raises(CampaignError, match=r"Stage first: no role, specimen or scan 'x'. There are: a; b"):
         planned(scans, written(tmp_path, {**TRAIN_A, "scans": ["x"]}))
     with pytest.raises(CampaignError, match=r"Stage scored: nobody plays the part test.*--set test=SPECIMEN"):
         planned(scans, written(tmp_path, TRAIN_A, {"kind": "evaluate", "name": "scored", "model": "first"}))

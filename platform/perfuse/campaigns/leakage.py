@@ -70,7 +70,8 @@ def _check_sibling(planned: Planned, sibling: Planned) -> None:
     changed = [k for k in differences(planned.recipe, sibling.recipe) if k.split(".")[0] not in OF_THE_DATA]
     if changed:
         raise CampaignError(f"Stage {name}: sibling {other} is another training; they differ in {', '.join(changed)}.")
-    missed = {s.specimen for s in (*sibling.scans, *sibling.judges)} - {s.specimen for s in planned.scans}
+    learnt = {site.url for site in planned.scans}
+    missed = {site.specimen for site in (*sibling.scans, *sibling.judges) if site.url not in learnt}
     if missed:
         raise CampaignError(
             f"Stage {name}: sibling {other} knows {', '.join(sorted(missed))}, which {name} does not learn from, so its "

@@ -25,6 +25,7 @@ from perfuse.contract import Frozen
 from perfuse.errors import CampaignError
 from perfuse.pseudolabels import human_label
 from perfuse.recipes import Recipe, load_recipe
+from perfuse.splits import listed, named, names_of
 
 
 class Site(Frozen):
@@ -85,7 +86,7 @@ def plan_campaign(
     planner = _Planner(campaign, scans, donors_of, smoke=smoke)
     for stage in campaign.stages:
         planner.add(stage)
-    test = _sites([s for s in scans if s.info.specimen in campaign.roles.test])
+    test = _sites(named(scans, campaign.roles.test))
     return Plan(name=campaign.name, data_url=data_url, stages=tuple(planner.done.values()), test=test)
 
 
@@ -116,21 +117,22 @@ class _Planner:
             return None if taken is None else taken[1]
 
         start = self._ancestry(stage.init_from) if stage.init_from else {}
-        return leaving_out_each(stage, self._named(stage, stage.scans), in_label, start)
+        return leaving_out_each(stage, self._named(stage, stage.scans), self.scans, in_label, start)
 
     def _named(self, stage: Stage, names: Names) -> list[Scan]:
-        """The scans of roles and specimens, each once."""
-        specimens = dict.fromkeys(s for name in names for s in self.roles.get(name, (name,)))
-        found = [[s for s in self.scans if s.info.specimen == specimen] for specimen in specimens]
-        for specimen, scans in zip(specimens, found, strict=True):
+        """The scans of roles, specimens and ids, each once."""
+        wanted = dict.fromkeys(s for name in names for s in self.roles.get(name, (name,)))
+        found = [named(self.scans, [name]) for name in wanted]
+        for name, scans in zip(wanted, found, strict=True):
             if not scans:
-                there = ", ".join(sorted({s.info.specimen for s in self.scans}))
-                raise CampaignError(f"Stage {stage.name}: no specimen or role {specimen!r}. There are: {there}.")
+                raise CampaignError(
+                    f"Stage {stage.name}: no role, specimen or scan {name!r}. There are: {listed(self.scans)}."
+                )
         if names and not found:
             raise CampaignError(
                 f"Stage {stage.name}: nobody plays the part {' or '.join(names)}. Name one: --set {names[0]}=SPECIMEN"
             )
-        return [s for scans in found for s in scans]
+        return list({s.url: s for scans in found for s in scans}.values())
 
     def _identity(self, name: str) -> str:
         if "@" in name:
@@ -185,9 +187,9 @@ class _Planner:
         chosen, unseen = ([], judges) if stage.scored_by else (judges, [])
         return recipe.model_copy(
             update={
-                "train": tuple(dict.fromkeys(s.info.specimen for s in learnt)),
-                "validation": tuple(dict.fromkeys(s.info.specimen for s in chosen)),
-                "holdout": tuple(dict.fromkeys([*self.roles["test"], *(s.info.specimen for s in unseen)])),
+                "train": names_of(learnt, self.scans),
+                "validation": names_of(chosen, self.scans),
+                "holdout": tuple(dict.fromkeys([*self.roles["test"], *names_of(unseen, self.scans)])),
                 "labels": tuple(self._label_name(name) for name in stage.labels),
             }
         )

@@ -6,19 +6,21 @@ from perfuse.campaigns.schema import Names, Roles
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import CampaignError
 from perfuse.pseudolabels import human_label
+from perfuse.splits import listed, named
 
 
 def choose(scans: Sequence[Scan], stated: Roles) -> Roles:
     """The parts of all specimens. What `stated` names stays; its empty parts are filled, besides test, which is only stated.
 
-    dense: labels that state background, in a box at least. sparse: by declared coverage, the highest first. unlabelled: the
-    organ that the dense ones are of first. validation: the last dense donor by name, where another is left to learn from.
-    No donor of validation or test plays another part. Raises CampaignError for specimens that are not there.
+    stated: specimens, or ids of single scans. dense: labels that state background, in a box at least. sparse: by declared
+    coverage, the highest first. unlabelled: the organ that the dense ones are of first. validation: the last dense donor by
+    name, where another is left to learn from. No donor of validation or test plays another part. Raises CampaignError for names
+    that are not there.
     """
     _check_there(scans, stated)
     given = {s.info.specimen: _given(s) for s in scans}
-    named = {name for part in stated.model_dump().values() for name in part}
-    free = [s for s in scans if s.info.specimen not in named]
+    taken = {s.info.specimen for s in named(scans, [name for part in stated.model_dump().values() for name in part])}
+    free = [s for s in scans if s.info.specimen not in taken]
     judges = {*stated.validation, *stated.test}
     free = _without_donors_of(judges, scans, free)
     validation = stated.validation or _last_dense_donor(free, stated.dense, given)
@@ -34,11 +36,10 @@ def choose(scans: Sequence[Scan], stated: Roles) -> Roles:
 
 
 def _check_there(scans: Sequence[Scan], stated: Roles) -> None:
-    there = sorted({s.info.specimen for s in scans})
     for part, names in stated.model_dump().items():
         for name in names:
-            if name not in there:
-                raise CampaignError(f"{part}: there is no specimen {name!r}. There are: {', '.join(there)}.")
+            if not named(scans, [name]):
+                raise CampaignError(f"{part}: there is no specimen or scan {name!r}. There are: {listed(scans)}.")
 
 
 def _given(scan: Scan) -> LabelInfo | None:
@@ -50,8 +51,8 @@ def _states_background(scan: Scan, info: LabelInfo | None) -> bool:
     return info is not None and any(box.kind == "dense" for box in scan.label_boxes(info.name))
 
 
-def _without_donors_of(specimens: set[str], scans: Sequence[Scan], free: list[Scan]) -> list[Scan]:
-    donors = {s.info.donor for s in scans if s.info.specimen in specimens}
+def _without_donors_of(names: set[str], scans: Sequence[Scan], free: list[Scan]) -> list[Scan]:
+    donors = {s.info.donor for s in named(scans, [*names])}
     return [s for s in free if s.info.donor not in donors]
 
 
@@ -71,6 +72,6 @@ def _by_coverage(free: list[Scan], given: dict[str, LabelInfo | None]) -> Names:
 
 
 def _by_organ(free: list[Scan], scans: Sequence[Scan], dense: Names, given: dict[str, LabelInfo | None]) -> Names:
-    known = {s.info.organ for s in scans if s.info.specimen in dense}
+    known = {s.info.organ for s in named(scans, dense)}
     bare = [s for s in free if given[s.info.specimen] is None]
     return tuple(s.info.specimen for s in sorted(bare, key=lambda s: (s.info.organ not in known, s.info.specimen)))

@@ -35,7 +35,7 @@ class Written(Finite):
 
 
 class Roles(Written):
-    """Which specimens play which part; within a part in the order of the rounds."""
+    """Which specimens, or single scans of them by id, play which part; within a part in the order of the rounds."""
 
     dense: Names = ()
     """Learnt from at first: their labels state background too, everywhere or in a box."""

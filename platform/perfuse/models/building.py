@@ -181,7 +181,7 @@ def _problem(made: "Panels", size: int) -> str | None:
 
 
 def check_logits(network: Network, size: int) -> None:
-    """Raise RecipeError when a network of one's own answers another shape, or ends in an activation.
+    """Raise RecipeError when a network of one's own has no parameters, answers another shape, or ends in an activation.
 
     Published ones have none. It is tried on shapes; on a picture, where they do not pass; not at all where that fails too,
     as for what needs a GPU.
@@ -190,7 +190,12 @@ def check_logits(network: Network, size: int) -> None:
         return
     for device in ("meta", best_device()):
         try:
-            ending = _ending(build(network).eval().to(device), size)
+            made = build(network).eval().to(device)
+            if next(made.parameters(), None) is None:
+                raise RecipeError(
+                    f"{network.module} has no parameters, so there is nothing to train. Name a network that has."
+                )
+            ending = _ending(made, device, size)
         except RecipeError:
             raise
         except IMPOSSIBLE:
@@ -203,11 +208,11 @@ def check_logits(network: Network, size: int) -> None:
         return
 
 
-def _ending(made: "Panels", size: int) -> str | None:
+def _ending(made: "Panels", device: str, size: int) -> str | None:
     """The activation whose values a network answers, looked for from its end backwards."""
     import torch
 
-    logits = made(torch.zeros(1, made.settings.planes, size, size, device=next(made.parameters()).device))
+    logits = made(torch.zeros(1, made.settings.planes, size, size, device=device))
     found = [logits.grad_fn]
     while found:
         node = found.pop()

@@ -225,7 +225,7 @@ class Forward(Finite):
         return ""
 
 
-class Fusion(Frozen):
+class Fusion(Finite):
     """How several members answer as one."""
 
     average: Blend | None = None

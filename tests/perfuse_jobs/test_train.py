@@ -146,9 +146,9 @@ def test_a_plan_is_in_gpu_hours_where_there_is_a_gpu(
     device: Any,
     said: str,
 ) -> None:
-    def there(job: TrainingJob) -> planning.TrainingPlan:
+    def there(job: TrainingJob, workers: int) -> planning.TrainingPlan:
         about = {"device": device[0], "device_name": device[1], "step_seconds": 75, "device_hours": 75 * 24 / 3600}
-        return plan(job).model_copy(update=about)
+        return plan(job, workers).model_copy(update=about)
 
     plan = planning.plan_training
     monkeypatch.setattr(planning, "plan_training", there)

@@ -32,11 +32,12 @@ def noting(run_rank: Callable[[Any], None], notes: str) -> Callable[[Any], None]
         import ray.train
 
         from perfuse.training import engine
+        from perfuse.training.convergence import Course
 
         os.cpu_count = lambda: 1  # type: ignore[assignment] # so small a network is slower on more threads
         normal = torch.nn.modules.batchnorm._BatchNorm
         normal.train = lambda self, mode=True: torch.nn.Module.train(self, False)  # type: ignore[method-assign]
-        augment, mean = engine.augment, engine._Step._of_all_ranks
+        augment, step = engine.augment, Course.step
         place = Path(notes, str(ray.train.get_context().get_world_rank()))
 
         def augmented(image: Any, *words: Any, **more: Any) -> Any:
@@ -45,16 +46,15 @@ def noting(run_rank: Callable[[Any], None], notes: str) -> Callable[[Any], None]
             note([hashlib.sha256(part).hexdigest() for part in parts])
             return crops
 
-        def of_all_ranks(self: Any, loss: torch.Tensor) -> torch.Tensor:
-            found = mean(self, loss)
-            note(float(found))
-            return found
+        def stepped(self: Course, loss: torch.Tensor) -> None:
+            note(float(loss))
+            step(self, loss)
 
         def note(value: Any) -> None:
             with place.open("a") as file:
                 file.write(json.dumps(value) + "\n")
 
-        engine.augment, engine._Step._of_all_ranks = augmented, of_all_ranks  # type: ignore[assignment]
+        engine.augment, Course.step = augmented, stepped  # type: ignore[assignment,method-assign]
         run_rank(config)
 
     return noted

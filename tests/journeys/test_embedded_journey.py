@@ -151,7 +151,7 @@ PREDICT = ("predict", "scans/c.ome.zarr", "--output", "no", "--model")
         (("train", "slowstart", "--data", "scans"), "Built in: quickstart"),
         ((*TRAIN, "--set", "stepz=5"), "Did you mean steps?"),
         ((*TRAIN, "--set", "network.encoder=resnet19"), "resnet18"),
-        ((*TRAIN, "--set", "holdout=kidney9"), "There are: a, b, c"),
+        ((*TRAIN, "--set", "holdout=kidney9"), "There are: a; b; c"),
         (("promote", "nobody", "1"), "no model 'nobody'"),
         ((*PREDICT[:2], "--output", "", "--model", "models:/organs/1"), "A name is made of"),
         ((*PREDICT[:2], "--output", "../../no", "--model", "models:/organs/1"), "A name is made of"),

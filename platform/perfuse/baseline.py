@@ -40,7 +40,7 @@ def baseline(scan: Scan, labels: Sequence[str]) -> Baseline:
     best, at, bright = max(
         _candidates(counts.sum(0)), key=lambda c: np.nan_to_num(_threshold_dice(counts, c[1], bright=c[2]))
     )
-    counted = tally(scan, labels, lambda box: (scan.read_image(box) > at) == bright)
+    counted = tally(scan, labels, lambda box, out: np.equal(scan.read_image(box) > at, bright, out=out))
     return Baseline(best, _threshold_dice(counts, at, bright=bright), counted.surface.surface_dice)
 
 

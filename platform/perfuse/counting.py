@@ -16,6 +16,8 @@ from perfuse.passes import BLOCK, Arrays, cut, over_cubes
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+Maker = Callable[..., Mask]
+"""Makes a mask in a box: called with it, and with the array that is to hold the mask, or with None."""
 Part = Callable[[Box, ConfusionCounts, SurfaceCounts], object]
 """Is told of each part of a scan that is counted by itself, and of what is counted there."""
 VESSEL = np.uint8(128)
@@ -39,15 +41,21 @@ def counted_mask(scan: Scan, labels: Sequence[str], box: Box) -> Mask:
     return reduce(np.logical_and, limits, np.broadcast_to(YES, box.shape))
 
 
+def counted_everywhere(scan: Scan, labels: Sequence[str]) -> bool:
+    """Whether scores are counted throughout a scan."""
+    whole = Box.whole(scan.shape_zyx)
+    return ORGAN not in scan.labels() and all(_is_given(scan, label, whole) for label in labels)
+
+
 def _is_given(scan: Scan, label: str, box: Box) -> bool:
     """Whether one of a label's boxes holds all of `box`."""
     return any(given.box.intersect(box) == box for given in scan.label_boxes(label))
 
 
-def at_least(scan: Scan, prediction: str, threshold: int | None) -> Callable[[Box], Mask]:
+def at_least(scan: Scan, prediction: str, threshold: int | None) -> Maker:
     """The function that makes the mask of a prediction in a box; threshold: see `threshold_or_own`."""
     at = np.uint8(threshold_or_own(scan.label_info(prediction), threshold))
-    return lambda box: scan.read_label(prediction, box) >= at
+    return lambda box, out=None: np.greater_equal(scan.read_label(prediction, box), at, out=out)
 
 
 def threshold_or_own(info: LabelInfo, threshold: int | None) -> int:
@@ -89,7 +97,7 @@ class Tally:
 def tally(
     scan: Scan,
     labels: Sequence[str],
-    predicted: Callable[[Box], Mask],
+    predicted: Maker,
     width: tuple[int, int] | None = None,
     each: Part | None = None,
 ) -> Tally:
@@ -103,15 +111,19 @@ def tally(
     planes, layers = np.zeros((depth, 4), np.int64), np.zeros((depth, 4, CLASSES), np.int64)
     voxels, surfaces = np.zeros((*grid, 4), np.int64), np.zeros((*grid, 4, CLASSES), np.int64)
 
+    everywhere = counted_everywhere(scan, labels)
+    outside = (NO, NO) if everywhere else (NO, NO, YES)
+
     def read(box: Box, into: Arrays) -> None:
         np.greater_equal(scan.read_label(labels[0], box), VESSEL, out=into[0])
-        into[1][...] = predicted(box)
-        into[2][...] = counted_mask(scan, labels, box)
+        predicted(box, into[1])
+        if not everywhere:
+            into[2][...] = counted_mask(scan, labels, box)
 
     def count(box: Box, arrays: Arrays) -> list[tuple[Box, Counts, Counts]]:
         return [_cell(cell, box, arrays, shape) for cell in _cells(box, width)]
 
-    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, (NO, NO, YES), count):
+    for cells in over_cubes(cut(shape), shape, f"score {scan.info.id}", read, outside, count):
         for cell, of_planes, of_surface in cells:
             at = cell.start[1] // width[0], cell.start[2] // width[1]
             planes[cell.slices[0]] += of_planes

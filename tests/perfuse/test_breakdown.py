@@ -136,7 +136,13 @@ def test_chunks_add_up_to_the_whole(data, shape, chunk, times):
     scan, rows = InMemory(**{name: mask * np.uint8(255) for name, mask in masks.items()}), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "BLOCK", (chunk[0], times * chunk[1], times * chunk[2]))
-        counting.tally(scan, ("truth",), lambda box: masks["soft"][box.slices], chunk[1:], lambda *r: rows.append(r))
+        counting.tally(
+            scan,
+            ("truth",),
+            lambda box, out: np.copyto(out, masks["soft"][box.slices]),
+            chunk[1:],
+            lambda *r: rows.append(r),
+        )
     assert sorted(box.start for box, _, _ in rows) == [box.start for box in blocks(shape, chunk)]
     voxels = sum((of for _, of, _ in rows), ConfusionCounts())
     surface = sum((of for _, _, of in rows), SurfaceCounts())

@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from perfuse.errors import ShapeMismatchError
 
+NOTHING = np.empty((0, 0, 0), np.uint8)
+"""For a kernel: the mask that limits nothing."""
+
 
 @dataclass(frozen=True)
 class ConfusionCounts:
@@ -88,25 +91,32 @@ def plane_counts(
 ) -> npt.NDArray[np.int64]:
     """The same, plane by plane: int64[z, 4] of true positives, false positives, false negatives and true negatives."""
     check_shapes(truth, predicted, known)
-    mask = np.ones(truth.shape, np.bool_) if known is None else known
-    both, marked, found, counted = _of_planes(*(a.view(np.uint8) for a in (truth, predicted, mask))).T
+    masks = truth.view(np.uint8), predicted.view(np.uint8), NOTHING if known is None else known.view(np.uint8)
+    both, marked, found, counted = _of_planes(*masks).T
     return np.stack([both, found - both, marked - both, counted - marked - found + both], 1)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _of_planes(truth: Any, predicted: Any, known: Any) -> Any:
-    """Voxels of each plane in both masks, in one, in the other, and known: int64[z, 4]."""
+    """Voxels of each plane in both masks, in one, in the other, and known: int64[z, 4]. known: of no voxels where all are."""
     depth, rows, width = truth.shape
     counts = np.zeros((depth, 4), np.int64)
     for z in range(depth):
         for y in range(rows):
             both = marked = found = counted = np.uint32(0)
-            one, other, mask = truth[z, y], predicted[z, y], known[z, y]
-            for x in range(width):
-                a, b = one[x] & mask[x], other[x] & mask[x]
-                both = np.uint32(both + (a & b))
-                marked, found = np.uint32(marked + a), np.uint32(found + b)
-                counted = np.uint32(counted + mask[x])
+            one, other = truth[z, y], predicted[z, y]
+            if known.size:
+                mask = known[z, y]
+                for x in range(width):
+                    a, b = one[x] & mask[x], other[x] & mask[x]
+                    both = np.uint32(both + (a & b))
+                    marked, found = np.uint32(marked + a), np.uint32(found + b)
+                    counted = np.uint32(counted + mask[x])
+            else:
+                counted = np.uint32(width)
+                for x in range(width):
+                    both = np.uint32(both + (one[x] & other[x]))
+                    marked, found = np.uint32(marked + one[x]), np.uint32(found + other[x])
             counts[z] += np.array([both, marked, found, counted])
     return counts
 

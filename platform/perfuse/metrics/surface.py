@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from perfuse.geometry import Box, Index3, index3
 from perfuse.metrics.areas import CLASSES, CODE_CLASS, area
-from perfuse.metrics.overlap import check_shapes, mask_bytes
+from perfuse.metrics.overlap import NOTHING, check_shapes, mask_bytes
 
 Counts = npt.NDArray[np.int64]
 
@@ -89,8 +89,9 @@ def surface_layers(
 ) -> Counts:
     """The same, layer by layer of cubes along z: int64[z, 4, 14], the four of `SurfaceCounts` in their order."""
     check_shapes(truth, predicted, known)
-    mask = np.ones(truth.shape, np.bool_) if known is None else known
-    pairs = _count(mask_bytes(truth), mask_bytes(predicted), mask_bytes(mask), CODE_CLASS)
+    pairs = _count(
+        mask_bytes(truth), mask_bytes(predicted), NOTHING if known is None else mask_bytes(known), CODE_CLASS
+    )
     shared = pairs[:, 1:, 1:]
     counts = np.zeros((len(pairs), 4, CLASSES), np.int64)
     for number, of_class in enumerate((pairs.sum(2)[:, 1:], pairs.sum(1)[:, 1:], shared.sum(2), shared.sum(1))):
@@ -102,28 +103,30 @@ def surface_layers(
 def _count(truth: Any, predicted: Any, known: Any, code_class: Any) -> Any:
     """Cubes by layer and by class in truth and prediction, int64[z, 14, 14], of those that are surface in either.
 
-    A row of cubes at a time, in loops over bytes that the compiler makes wide: codes, then which cubes are surface. Eight that
-    are none are passed over at once. The order of bits in a code is another than in `areas`; a class has no directions.
+    known: of no voxels where all are. A row of cubes at a time, in loops over bytes that the compiler makes wide: codes, then which
+    cubes are surface. Eight that are none are passed over at once; of eight that are some all are looked up, without a branch. The
+    order of bits in a code is another than in `areas`; a class has no directions.
     """
     depth, rows, width = truth.shape
     pairs = np.zeros((depth - 1, CLASSES, CLASSES), np.int64)
-    column = np.empty(width, np.uint8)
-    a, b, k = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width, np.uint8)
-    surface = np.zeros((width + 7) // 8 * 8, np.uint8)
+    column, k, whole = np.empty(width, np.uint8), np.empty(width, np.uint8), (width + 7) // 8 * 8
+    a, b, surface = np.zeros(whole, np.uint8), np.zeros(whole, np.uint8), np.zeros(whole, np.uint8)
     eights = surface.view(np.uint64)
     for z in range(depth - 1):
         of_layer = pairs[z]
         for y in range(rows - 1):
             cube_codes(truth, z, y, column, a)
             cube_codes(predicted, z, y, column, b)
-            cube_codes(known, z, y, column, k)
             for x in range(width - 1):
-                surface[x] = (((a[x] != 0) & (a[x] != 255)) | ((b[x] != 0) & (b[x] != 255))) & (k[x] == 255)
+                surface[x] = ((a[x] != 0) & (a[x] != 255)) | ((b[x] != 0) & (b[x] != 255))
+            if known.size:
+                cube_codes(known, z, y, column, k)
+                for x in range(width - 1):
+                    surface[x] &= k[x] == 255
             for n in range(len(eights)):
                 if eights[n]:
-                    for x in range(8 * n, min(8 * n + 8, width - 1)):
-                        if surface[x]:
-                            of_layer[code_class[a[x]], code_class[b[x]]] += 1
+                    for x in range(8 * n, 8 * n + 8):
+                        of_layer[code_class[a[x]], code_class[b[x]]] += surface[x]
     return pairs
 
 

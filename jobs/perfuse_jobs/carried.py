@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from perfuse import storage
 from perfuse.errors import PerfuseError
 from perfuse.recipes.loading import FILES
+from perfuse.written import parsed
 
 FOLDER = "files"
 """Where a job's folder holds the user's files."""
@@ -62,8 +61,8 @@ def _read(path: Path, texts: dict[Path, str]) -> None:
         return
     try:
         texts[path] = path.read_text()
-        names = list(_names(yaml.safe_load(texts[path])))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        names = list(_names(parsed(texts[path])))
+    except (OSError, ValueError) as error:
         raise PerfuseError(f"{path} cannot be read: {error}.") from error
     for name in names:
         if storage.is_remote(name):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from perfuse.errors import ContractError
+from perfuse.geometry import in_plane
 
 Axis = Literal["z", "y", "x"]
 AxisFusion = Literal["mean", "max"]
@@ -215,8 +216,7 @@ class Forward(Finite):
         low, high = self.voxel_size_um
         seen = voxel_size_um if self.resample_um is None else (self.resample_um,) * 3
         for axis in self.axes:
-            pixels = [s for a, s in zip("zyx", seen, strict=True) if a != axis]
-            if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in pixels):
+            if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in in_plane(seen, axis)):
                 voxel = " × ".join(f"{s:g}" for s in seen)
                 return (
                     f"{'has' if self.resample_um is None else 'would be seen at'} voxels of {voxel} µm (z, y, x); along axis "

@@ -114,6 +114,12 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
     return list(range(0, beyond + stride, stride)) if beyond % stride else list(range(0, beyond + 1, stride))
 
 
+def in_plane(spacing: Spacing, axis: str) -> tuple[float, float]:
+    """The two edges of a pixel of planes across one of the axes z, y and x."""
+    rows, columns = (edge for name, edge in zip("zyx", spacing, strict=True) if name != axis)
+    return rows, columns
+
+
 def move_axis(zyx: Index3, axis: int) -> Index3:
     """Sizes as seen along `axis`: (along it, rows, columns)."""
     along = zyx[axis]

@@ -103,6 +103,9 @@ def test_a_recipe_and_its_base_lie_at_a_url() -> None:
         ("- 1\n", "keys with values"),
         ("a: [\n", "no readable recipe"),
         ("a: 2020-13-45\n", "no readable recipe"),
+        ("steps: !!bool x\n", "no readable recipe"),
+        ("steps: !!timestamp x\n", "no readable recipe"),
+        ("steps: !!int ''\n", "no readable recipe"),
     ],
 )
 def test_a_file_that_cannot_work_is_refused_with_what_could(

@@ -184,6 +184,7 @@ def test_settings_change_what_may_be_changed() -> None:
         ("turns=[", r"--set turns=\[: the value is a word"),
         ("window={", r"--set window=\{: the value is a word"),
         ("tile=2020-13-45", "the value is a word"),
+        ("tile=!!bool x", "the value is a word"),
         ("axes=", "axes .*at least 1 item"),
         ("axes=z,z", "axes name each axis once"),
         ("resample_um=.inf", "resample_um .*finite"),

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from perfuse import storage
@@ -15,6 +14,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Frozen
 from perfuse.errors import CampaignError
 from perfuse.recipes.loading import FILES
+from perfuse.written import read_mapping
 
 PARTS = tuple(Roles.model_fields)
 MEMBERS = "members"
@@ -71,11 +71,11 @@ def _several(value: str) -> list[str]:
 
 def _from_file(name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(storage.read_bytes(name))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CampaignError(f"{name} is no readable campaign: {error}.") from error
-    if not isinstance(values, dict):
-        raise CampaignError(f"{name} holds no campaign: name, recipe, roles and stages are wanted.")
+        values = read_mapping(name)
+    except (OSError, ValueError) as error:
+        raise CampaignError(
+            f"{name} is no readable campaign: {error}. It says name, recipe, roles and stages; see docs/training.md."
+        ) from error
     return {"name": Path(name).stem, **values}
 
 

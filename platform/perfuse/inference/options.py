@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from perfuse.bundle import Bundle, Ensemble, Model
@@ -13,6 +12,7 @@ from perfuse.catalog import Scan
 from perfuse.contract import Blend, Forward, Fusion
 from perfuse.errors import ContractError, PlanError
 from perfuse.geometry import Box, index3
+from perfuse.written import parsed
 
 FREE = (
     "axes",
@@ -141,8 +141,8 @@ def _setting(text: str) -> tuple[str, Any]:
         )
     several = "," in value or key in ("axes", "scales", "axis_weights")
     try:
-        given = yaml.safe_load(f"[{value}]" if several else value)
-    except (yaml.YAMLError, ValueError) as error:
+        given = parsed(f"[{value}]" if several else value)
+    except ValueError as error:
         raise ContractError(f"--set {text}: the value is a word, a number, or several with commas between.") from error
     return key, tuple(given) if several else given
 

@@ -1,5 +1,7 @@
 """From a scan and a model to the prediction that is wanted of them: checks, keys, and whether it is there already."""
 
+from collections import Counter
+
 from perfuse import storage, volumes
 from perfuse.bundle import Bundle, Model
 from perfuse.catalog import LabelInfo, Scan
@@ -46,27 +48,22 @@ def prepare(
     if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
 
-    def count(bundle: Bundle) -> int:
-        """Batches of all members that share logits, and so the choice."""
-        alike = [
-            (b.contract.forward, s)
-            for b, s in zip(model.members, slabs, strict=True)
-            if b.seen_digest() == bundle.seen_digest()
-        ]
-        return sum(batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab) for forward, slab in alike)
-
+    alike: Counter[str] = Counter()
+    """Batches of all members that share logits, and so the choice."""
+    for bundle, slab in zip(model.members, slabs, strict=True):
+        forward = bundle.contract.forward
+        alike[bundle.seen_digest()] += batches(Region.of(Grid.of(scan, forward), forward, roi), forward, slab)
     members = []
     for bundle in model.members:
-        forward = bundle.contract.forward
-        choice = remembered(scan, bundle, device)
+        choice, count = remembered(scan, bundle, device), alike[bundle.seen_digest()]
         if choice is None and plan:
             choice = foresee(scan, bundle, model.threshold, device)
         begun = choice is not None and thickness(scan.group, _member(scan, bundle, choice, device, roi).scratch)
-        if choice is None or not (plan or begun or settled(choice, bundle, device, count(bundle))):
-            choice = choose(scan, bundle, model.threshold, device, count(bundle))
+        if choice is None or not (plan or begun or settled(choice, bundle, device, count)):
+            choice = choose(scan, bundle, model.threshold, device, count)
         member = _member(scan, bundle, choice, device, roi)
         there = thickness(scan.group, member.scratch)
-        members.append(member.model_copy(update={"slab": thickest(scan, forward, memory, there)}))
+        members.append(member.model_copy(update={"slab": thickest(scan, bundle.contract.forward, memory, there)}))
     thin = {m.scratch: min(other.slab for other in members if other.scratch == m.scratch) for m in members}
     members = [member.model_copy(update={"slab": thin[member.scratch]}) for member in members]
     keys = [member.key for member in members]

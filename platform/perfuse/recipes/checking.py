@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from perfuse.contract import Network
 from perfuse.errors import RecipeError
-from perfuse.geometry import Index3, Spacing, move_axis
+from perfuse.geometry import Index3, Spacing, in_plane, move_axis
 from perfuse.recipes.sampling import LEAST_SCALE, MOST_SCALE
 from perfuse.recipes.schema import Recipe
 
@@ -54,12 +54,8 @@ def check_pixels(recipe: Recipe, scan: str, voxel_size_um: Spacing) -> None:
 
 def pixels(recipe: Recipe, voxels_um: Iterable[Spacing]) -> tuple[float, float]:
     """The finest and the coarsest pixel, µm, that is trained on in scans of such voxels."""
-    seen = recipe.sampling.pixel_um or [s for v in voxels_um for axis in recipe.axes for s in _in_plane(v, axis)]
+    seen = recipe.sampling.pixel_um or [s for v in voxels_um for axis in recipe.axes for s in in_plane(v, axis)]
     return min(seen), max(seen)
-
-
-def _in_plane(voxel_size_um: Spacing, axis: str) -> list[float]:
-    return [s for a, s in zip("zyx", voxel_size_um, strict=True) if a != axis]
 
 
 def check_judge(recipe: Recipe, pixel_um: tuple[float, float], scan: str, voxel_size_um: Spacing) -> None:

@@ -18,6 +18,7 @@ from perfuse.recipes.keys import flat, is_section, unknown_key
 from perfuse.recipes.schema import Recipe
 from perfuse.recipes.smoke import smoke as shrunk
 from perfuse.recipes.unused import check_used
+from perfuse.written import parsed, read_mapping
 
 FILES = (".yaml", ".yml")
 
@@ -84,15 +85,11 @@ def _named(name: str, given: list[set[str]], above: tuple[str, ...] = ()) -> dic
 
 def _from_file(name: str, given: list[set[str]], above: tuple[str, ...]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(storage.read_bytes(name))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = read_mapping(name)
+    except (OSError, ValueError) as error:
         raise RecipeError(
             f"{name} is no readable recipe: {error}. `perfuse recipe show quickstart` prints one."
         ) from error
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{name} holds no recipe: keys with values are wanted, as `perfuse recipe show quickstart` prints."
-        )
     base, called = values.pop("base", None), Path(name).stem
     if base is None:
         under = _values(Recipe(name=called))
@@ -188,6 +185,6 @@ def _value(text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        return parsed(text)
+    except ValueError as error:
         raise RecipeError(f"{text!r} is neither a list [a, b] nor a mapping {{key: value}}: {error}") from error

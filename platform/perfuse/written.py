@@ -13,12 +13,7 @@ def parsed(text: str | bytes) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # of tags such as !!bool, and of endless nesting
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:  # tags such as !!bool, endless nesting
         raise ValueError(f"no YAML that can be read ({type(error).__name__})") from error
 
 

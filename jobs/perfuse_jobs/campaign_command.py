@@ -90,8 +90,9 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> dict[str, Any]:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from perfuse.campaigns.cost import SUSTAINED, costs
+    from perfuse.campaigns.cost import costs
     from perfuse.console import print_json, results
+    from perfuse.models.operations import SUSTAINED
     from perfuse_jobs.campaign_results import done
 
     cost = costs(plan)

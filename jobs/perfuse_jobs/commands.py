@@ -225,6 +225,7 @@ def _show_training(recipe: "Recipe", data: str, workers: int, *, as_json: bool) 
     from rich.filesize import decimal
 
     from perfuse.console import print_json, results
+    from perfuse.models.operations import SUSTAINED
     from perfuse.settings import storage_url
     from perfuse.training import plan_job
     from perfuse.training.planning import plan_training
@@ -235,14 +236,16 @@ def _show_training(recipe: "Recipe", data: str, workers: int, *, as_json: bool) 
         return
     lines = [f"train on    {scan}" for scan in plan.train] + [f"select by   {scan}" for scan in plan.validation]
     epochs = "" if plan.epoch_crops is None else f", {plan.crops / plan.epoch_crops:.2g} epochs of {plan.epoch_crops:,}"
-    unit = "GPU-hours" if plan.device == "cuda" else "hours"
+    hours = f"{plan.device_hours:.2g} {'GPU-hours' if plan.device == 'cuda' else 'hours'} on {plan.device_name}"
     lines += [
         f"steps       {plan.steps:,}",
         f"crops       {plan.crops:,}{epochs}",
         f"read        {decimal(plan.read_bytes)} in {plan.bricks:,} bricks",
         f"memory      {decimal(plan.feeder_bytes)} of a worker for bricks and batches, at most, besides the network",
-        f"time        {plan.device_hours:.2g} {unit} on {plan.device_name}: {plan.step_seconds:.3g} s a step, measured just now",
+        f"time        {hours}: {plan.step_seconds:.3g} s a step, measured just now",
     ]
+    if plan.device != "cuda":
+        lines += [f"            {plan.gpu_hours:.2g} GPU-hours, if a GPU sustains {SUSTAINED / 1e12:.0f} TFLOP/s"]
     for line in lines:
         results.print(line, soft_wrap=True, markup=False)
 

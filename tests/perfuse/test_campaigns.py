@@ -4,13 +4,14 @@ import yaml
 
 from perfuse import storage, volumes
 from perfuse.campaigns import CAMPAIGNS, Roles, load_campaign, plan_campaign
-from perfuse.campaigns.cost import LEARNING, SUSTAINED, costs
+from perfuse.campaigns.cost import costs
 from perfuse.campaigns.leakage import check
 from perfuse.campaigns.networks import check_networks
 from perfuse.campaigns.roles import choose
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.errors import CampaignError
 from perfuse.labels import writer_for
+from perfuse.models.operations import LEARNING, SUSTAINED
 from perfuse.training import plan_job
 
 SHAPE = (24, 32, 32)

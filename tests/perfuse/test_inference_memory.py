@@ -17,10 +17,10 @@ from perfuse.catalog import Scan
 from perfuse.contract import Contract, Forward, Network
 from perfuse.errors import PlanError
 from perfuse.geometry import Box
-from perfuse.inference import Runner, plan, predict, prepare
+from perfuse.inference import Runner, plan, predict, prepare, preparing
 from perfuse.inference.estimate import estimate
 from perfuse.inference.logits import fuse
-from perfuse.inference.planning import THICKNESSES, slab_bytes
+from perfuse.inference.planning import THICKNESSES, slab_bytes, thickest
 from perfuse.inference.prediction import Worker
 from perfuse.memory import available_bytes
 from perfuse.models import build
@@ -67,6 +67,27 @@ def test_slabs_are_as_thick_as_fits_and_the_voxels_the_same(scan: Scan, network:
     assert "8 planes of 130 × 70 in tiles of 32 need" in str(refused.value)
     assert len(re.findall(r"0\.\d\d GiB", str(refused.value))) == 2
     assert "--set tile=" in str(refused.value)
+
+
+def test_slabs_are_no_thicker_than_is_enough_but_for_that_alone_not_the_thinnest(
+    scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bundle()
+    needed = dict(zip(THICKNESSES, (slab_bytes(scan, made.contract.forward, n) for n in THICKNESSES), strict=True))
+    for enough, memory, planes in (
+        (needed[64], needed[64], 64),
+        (needed[64] - 1, needed[64], 32),
+        (needed[32] - 1, needed[64], 16),
+        (1, needed[64], 16),
+        (1, needed[16] - 1, 8),
+    ):
+        monkeypatch.setattr(preparing, "ENOUGH", enough)
+        assert prepare(scan.url, made, "soft", memory_bytes=memory).members[0].slab == planes
+    prediction = prepare(scan.url, made, "soft", memory_bytes=needed[16])
+    list(Worker(prediction, made, 1).run(prediction.slabs_to_do()[:1]))
+    monkeypatch.setattr(preparing, "ENOUGH", needed[64])
+    assert prepare(scan.url, made, "soft").members[0].slab == 16, "what is there stays"
+    assert thickest(scan, made.contract.forward, needed[64]) == 64, "as on GPUs, which would wait for what is decoded"
 
 
 def test_what_is_there_stays_while_it_fits(scan: Scan) -> None:

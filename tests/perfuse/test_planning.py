@@ -52,4 +52,7 @@ def test_the_plan_says_who_is_on_which_side_and_writes_nothing(folder: Path) -> 
     assert plan.device in {"cpu", "cuda"}
     assert plan.device_name.startswith("CPU of ") == (plan.device == "cpu")
     assert 0 < plan.step_seconds == pytest.approx(plan.device_hours * 3600 / 40)
+    assert 0 < plan.gpu_hours < plan.device_hours
+    more = plan_training(planned(folder, "accumulate=3", "seed=5", "batch=2"))
+    assert more.gpu_hours == pytest.approx(plan.gpu_hours / 3, rel=1e-6), "of operations, where there is no GPU"
     assert sorted(folder.rglob("*")) == before

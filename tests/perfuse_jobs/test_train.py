@@ -147,7 +147,13 @@ def test_a_plan_is_in_gpu_hours_where_there_is_a_gpu(
     said: str,
 ) -> None:
     def there(job: TrainingJob, workers: int) -> planning.TrainingPlan:
-        about = {"device": device[0], "device_name": device[1], "step_seconds": 75, "device_hours": 75 * 24 / 3600}
+        about = {
+            "device": device[0],
+            "device_name": device[1],
+            "step_seconds": 75,
+            "device_hours": 0.5,
+            "gpu_hours": 0.25,
+        }
         return plan(job, workers).model_copy(update=about)
 
     plan = planning.plan_training
@@ -155,6 +161,7 @@ def test_a_plan_is_in_gpu_hours_where_there_is_a_gpu(
     verb("train", "quickstart", "--data", scans, *tiny_settings, "--plan")
     shown = capsys.readouterr().out
     assert f"{said} 75 s a step" in shown
+    assert ("0.25 GPU-hours, if a GPU sustains 50 TFLOP/s" in shown) == (device[0] == "cpu")
     assert "steps       24\ncrops       96\n" in shown
 
 

@@ -1,24 +1,15 @@
 """What a campaign will take, from shapes and networks alone."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from perfuse.campaigns.planning import Plan, Planned, Site
 from perfuse.campaigns.schema import Train, answering
 from perfuse.catalog import Scan
-from perfuse.contract import Frozen, Network
+from perfuse.contract import Frozen
 from perfuse.inference.planning import plan as plan_prediction
+from perfuse.models.operations import LEARNING, gpu_hours, operations
 from perfuse.recipes import Recipe
-
-if TYPE_CHECKING:
-    from torch import nn
-
-SUSTAINED = 50e12
-"""Floating point operations a second that a data-centre GPU is taken to sustain in bf16."""
-LEARNING = 3
-"""A training step takes this many times the operations of an answer: forward, and twice that backward."""
 
 
 class Cost(Frozen):
@@ -35,7 +26,7 @@ class Cost(Frozen):
 
 
 def costs(plan: Plan) -> dict[str, Cost]:
-    """Each stage's cost, by its name; what is done already is counted too. GPU-hours assume `SUSTAINED` operations a second."""
+    """Each stage's cost, by its name; what is done already is counted too. GPU-hours are `gpu_hours`."""
     found: dict[str, Cost] = {}
     recipes: dict[str, list[Recipe]] = {}
     for planned in plan.stages:
@@ -51,14 +42,14 @@ def costs(plan: Plan) -> dict[str, Cost]:
 def _training(planned: Planned, recipe: Recipe) -> Cost:
     crops = recipe.steps * recipe.batch * recipe.accumulate
     itemsize = max(Scan.open(site.url).image.dtype.itemsize for site in planned.scans)
-    operations = LEARNING * crops * _operations(recipe.network, recipe.crop)
+    work = LEARNING * crops * operations(recipe.network, recipe.crop)
     judging = _answering(planned.judges, [recipe])
     return Cost(
         steps=recipe.steps,
         crops=crops,
         read_bytes=crops * recipe.network.planes * recipe.crop**2 * itemsize + judging.read_bytes,
         written_bytes=judging.written_bytes,
-        gpu_hours=operations / SUSTAINED / 3600 + judging.gpu_hours,
+        gpu_hours=gpu_hours(work) + judging.gpu_hours,
     )
 
 
@@ -70,26 +61,10 @@ def _answering(sites: Sequence[Site], members: list[Recipe]) -> Cost:
         for recipe in members:
             forward = recipe.forward((min(scan.info.voxel_size_um), max(scan.info.voxel_size_um)))
             work = plan_prediction(scan, forward)
-            sizes = [_operations(forward.network, round(forward.tile * scale)) for scale in forward.scales]
-            operations = work.tiles * fmean(sizes)
+            each = fmean(operations(forward.network, round(forward.tile * scale)) for scale in forward.scales)
             total = Cost(
                 read_bytes=total.read_bytes + work.input_bytes,
                 written_bytes=total.written_bytes + work.scratch_bytes + work.output_bytes,
-                gpu_hours=total.gpu_hours + operations / SUSTAINED / 3600,
+                gpu_hours=total.gpu_hours + gpu_hours(work.tiles * each),
             )
     return total
-
-
-@lru_cache
-def _operations(network: Network, side: int) -> int:
-    """Of the answer to one square crop: counted by PyTorch as the network runs on shapes without numbers."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from perfuse.models import build
-
-    made: nn.Module = build(network).to("meta").eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        made(torch.empty((1, network.planes, side, side), device="meta"))
-    return int(counter.get_total_flops())

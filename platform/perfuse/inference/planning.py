@@ -24,6 +24,9 @@ HELD = 1.1
 """Times what is in use: the allocator holds freed pieces between. Seen on a busy machine was 1.01, on an idle one 0.87."""
 THICKNESSES = (SLAB, 32, 16, PLANES)
 """Planes that a slab may have. Thinner ones decode the scan's chunks more often."""
+ENOUGH = 192 * 2**20
+"""Bytes of a slab that is not made thinner. On CPUs slabs that would take more have 32 or 16 planes: what is decoded more often
+takes a twenty-fifth of the network's time there, so that memory hardly grows with the volume."""
 
 
 class PredictionPlan(Frozen):
@@ -64,10 +67,13 @@ def plan(scan: Scan, *members: Forward, roi: Box | None = None, slab_planes: Seq
     )
 
 
-def thickest(scan: Scan, forward: Forward, memory_bytes: int, there: int | None = None) -> int:
+def thickest(
+    scan: Scan, forward: Forward, memory_bytes: int, there: int | None = None, enough: int | None = None
+) -> int:
     """Planes of the slabs of a member: as many as those that are `there` already, if they fit, else as many as fit in memory.
 
-    memory_bytes: what an actor may use besides the network. Raises PlanError where not even the thinnest slab fits.
+    memory_bytes: what an actor may use besides the network. enough: slabs that take more are thinner, but not the thinnest for its
+    sake. Raises PlanError where not even the thinnest slab fits.
     """
     needed = {planes: slab_bytes(scan, forward, planes) for planes in (*([there] if there else []), *THICKNESSES)}
     fitting = [planes for planes, size in needed.items() if size <= memory_bytes]
@@ -79,7 +85,10 @@ def thickest(scan: Scan, forward: Forward, memory_bytes: int, there: int | None 
             f"besides the network; a process may use {_gib(memory_bytes)}. Use smaller tiles (--set tile=…), fewer --workers "
             "on each machine, or machines with more memory."
         )
-    return fitting[0]
+    if enough is None or fitting[0] == there:
+        return fitting[0]
+    frugal = [planes for planes in fitting if planes > PLANES] or fitting
+    return next((planes for planes in frugal if needed[planes] <= enough), frugal[-1])
 
 
 def _gib(size: int) -> str:

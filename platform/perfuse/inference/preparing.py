@@ -11,7 +11,7 @@ from perfuse.geometry import Box
 from perfuse.inference.choosing import Choice, choose, foresee, remembered, settled
 from perfuse.inference.grid import Grid
 from perfuse.inference.members import Member
-from perfuse.inference.planning import batches, thickest
+from perfuse.inference.planning import ENOUGH, batches, thickest
 from perfuse.inference.prediction import Prediction
 from perfuse.inference.region import Region
 from perfuse.inference.scratch import thickness
@@ -43,8 +43,9 @@ def prepare(
         bundle.contract.forward.check_voxel_size(scan.info.voxel_size_um, scan.info.id)
     check_roi(scan, roi)
     memory = at_hand() if memory_bytes is None else memory_bytes
-    slabs = [thickest(scan, bundle.contract.forward, memory) for bundle in model.members]
     device = best_device()
+    enough = ENOUGH if device == "cpu" else None
+    slabs = [thickest(scan, bundle.contract.forward, memory, enough=enough) for bundle in model.members]
     if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")
 
@@ -63,7 +64,9 @@ def prepare(
             choice = choose(scan, bundle, model.threshold, device, count)
         member = _member(scan, bundle, choice, device, roi)
         there = thickness(scan.group, member.scratch)
-        members.append(member.model_copy(update={"slab": thickest(scan, bundle.contract.forward, memory, there)}))
+        members.append(
+            member.model_copy(update={"slab": thickest(scan, bundle.contract.forward, memory, there, enough)})
+        )
     thin = {m.scratch: min(other.slab for other in members if other.scratch == m.scratch) for m in members}
     members = [member.model_copy(update={"slab": thin[member.scratch]}) for member in members]
     keys = [member.key for member in members]

@@ -6,6 +6,7 @@ from statistics import median
 
 from perfuse.catalog import Scan
 from perfuse.contract import Frozen
+from perfuse.models.operations import LEARNING, gpu_hours, operations
 from perfuse.recipes import Recipe
 from perfuse.sampling import feeding
 from perfuse.sampling.grid_order import GridOrder
@@ -38,7 +39,9 @@ class TrainingPlan(Frozen):
     step_seconds: float
     """Of a step on one such device, measured on few crops; without waiting for data."""
     device_hours: float
-    """Of all steps, without validation: GPU-hours where the device is one."""
+    """Of all steps on that device, without validation."""
+    gpu_hours: float
+    """The same on a GPU: as measured where the device is one, else as counted from the network's operations."""
 
 
 def plan_training(job: TrainingJob, workers: int = 0) -> TrainingPlan:
@@ -55,7 +58,8 @@ def plan_training(job: TrainingJob, workers: int = 0) -> TrainingPlan:
         cutter.check(0, whole)
         bricks = [cutter.bytes_of(place) for place in cutter.order.read(recipe.batches, shares)]
         epoch = cutter.order.length if isinstance(cutter.order, GridOrder) else None
-    seconds = step_seconds(recipe, device)
+    seconds, crops = step_seconds(recipe, device), recipe.batches * recipe.batch
+    hours, work = seconds * recipe.steps / 3600, LEARNING * crops * operations(recipe.network, recipe.crop)
     batches = feeding.batch_bytes(recipe, recipe.batch) * (
         feeding.batches_ahead(recipe, recipe.batch) + feeding.threads()
     )
@@ -63,7 +67,7 @@ def plan_training(job: TrainingJob, workers: int = 0) -> TrainingPlan:
         train=tuple(_said(source) for source in job.train),
         validation=tuple(_said(source) for source in job.validation),
         steps=recipe.steps,
-        crops=recipe.batches * recipe.batch,
+        crops=crops,
         epoch_crops=epoch,
         bricks=len(bricks),
         read_bytes=sum(bricks),
@@ -71,7 +75,8 @@ def plan_training(job: TrainingJob, workers: int = 0) -> TrainingPlan:
         device=device,
         device_name=device_name(device),
         step_seconds=seconds,
-        device_hours=seconds * recipe.steps / 3600,
+        device_hours=hours,
+        gpu_hours=hours if device == "cuda" else gpu_hours(work),
     )
 
 

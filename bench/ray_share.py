@@ -1,7 +1,7 @@
 """.venv/bin/python bench/ray_share.py: a whole prediction by actors of Ray Data beside the same one in this process.
 
 A U-Net on a ResNet18 along three axes over a phantom, tiles of 256², eagerly in the usual precision. Ray's start, and each
-actor's, are left out: of both ways the time of a corner, one slab deep, is taken off. They run by turns; medians of the rest.
+actor's, are left out: of both ways the time of a corner, one chunk deep, is taken off. They run by turns; medians of the rest.
 The peak is of this process, Python and PyTorch with it.
 
     --size N    voxels along each edge (512)
@@ -14,6 +14,7 @@ import resource
 import time
 from functools import partial
 from statistics import median
+from typing import get_args
 
 from inference import FORWARD, prepare
 
@@ -22,8 +23,9 @@ from perfuse.bundle import Bundle
 from perfuse.catalog import Scan
 from perfuse.geometry import Box
 from perfuse.inference import Runner, choosing, predict
-from perfuse.inference.backends import usual
+from perfuse.inference.backends import Backend, usual
 from perfuse.inference.scratch import SLAB
+from perfuse.inference.trial import Seconds
 from perfuse_jobs.predict import on_ray
 from perfuse_jobs.session import connect
 from perfuse_jobs.workers import Workers
@@ -47,7 +49,9 @@ def main() -> None:
     given = parser.parse_args()
     scan, bundle = prepare(given.size)
     backend = usual(FORWARD.precision, "cpu")
-    choice = choosing.Choice(backend=backend, seconds={}, unused={}, largest_difference=0, swapped=0)
+    others = {other: "not asked" for other in get_args(Backend) if other != backend}
+    took = {backend: Seconds(first=1, batch=1)}
+    choice = choosing.Choice(backend=backend, seconds=took, unused=others, largest_difference=0, swapped=0)
     choosing.remember(scan, bundle, "cpu", choice)
     workers = Workers(given.actors, given.actors)
     connect(workers.most)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -88,6 +89,11 @@ def test_slabs_are_no_thicker_than_is_enough_but_for_that_alone_not_the_thinnest
     monkeypatch.setattr(preparing, "ENOUGH", needed[64])
     assert prepare(scan.url, made, "soft").members[0].slab == 16, "what is there stays"
     assert thickest(scan, made.contract.forward, needed[64]) == 64, "as on GPUs, which would wait for what is decoded"
+    monkeypatch.setattr(preparing, "ENOUGH", 1)
+    fsspec.filesystem("memory").put(scan.url, "/elsewhere/organ.ome.zarr", recursive=True)
+    other = bundle(planes=3)  # of which nothing is there
+    far = prepare("memory://elsewhere/organ.ome.zarr", other, "soft", memory_bytes=2 * needed[64])
+    assert far.members[0].slab == 64, "its chunks come from another machine"
 
 
 def test_what_is_there_stays_while_it_fits(scan: Scan) -> None:

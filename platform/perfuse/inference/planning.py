@@ -26,7 +26,8 @@ THICKNESSES = (SLAB, 32, 16, PLANES)
 """Planes that a slab may have. Thinner ones decode the scan's chunks more often."""
 ENOUGH = 192 * 2**20
 """Bytes of a slab that is not made thinner. On CPUs slabs that would take more have 32 or 16 planes: what is decoded more often
-takes a twenty-fifth of the network's time there, so that memory hardly grows with the volume."""
+takes a twenty-fifth of the network's time there, so that memory hardly grows with the volume. Not so on GPUs, which would wait for
+it, nor where chunks come from another machine, more often too."""
 
 
 class PredictionPlan(Frozen):

@@ -44,7 +44,7 @@ def prepare(
     check_roi(scan, roi)
     memory = at_hand() if memory_bytes is None else memory_bytes
     device = best_device()
-    enough = ENOUGH if device == "cpu" else None
+    enough = ENOUGH if device == "cpu" and not storage.is_remote(scan.url) else None
     slabs = [thickest(scan, bundle.contract.forward, memory, enough=enough) for bundle in model.members]
     if len({bundle.forward_digest() for bundle in model.members}) < len(model.members):
         raise ContractError(f"{model.uri}: a member is named twice. Name each model once.")

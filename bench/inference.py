@@ -36,7 +36,7 @@ from perfuse.contract import Contract, Forward, Network
 from perfuse.geometry import Box
 from perfuse.inference import choosing, predict, prediction
 from perfuse.inference.backends import Backend, why_not_compiled
-from perfuse.inference.engine import PICTURES, Engine
+from perfuse.inference.engine import Engine
 from perfuse.inference.running import network_on
 from perfuse.inference.slab import PLANES, middle_batch
 from perfuse.inference.trial import Task, trial_elsewhere
@@ -93,8 +93,8 @@ def fastest(scan: Scan, bundle: Bundle) -> Backend:
 def network_alone(scan: Scan, bundle: Bundle, backend: Backend) -> Run:
     """As many pictures as the prediction has, of numbers that are there, as many at once."""
     engine = Engine.of(loaded(bundle), FORWARD, "cpu", backend)
-    batch = torch.rand(PICTURES, 1, TILE, TILE).contiguous(memory_format=torch.channels_last)
-    batches = prediction.plan(scan, FORWARD).tiles // PICTURES
+    batch = torch.rand(engine.pictures, 1, TILE, TILE).contiguous(memory_format=torch.channels_last)
+    batches = prediction.plan(scan, FORWARD).tiles // engine.pictures
     torch.set_num_threads(1)
 
     def answer(_: int) -> None:

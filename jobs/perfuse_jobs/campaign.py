@@ -1,7 +1,9 @@
 """Runs a campaign: each stage once, and what is done is skipped; a stage that was killed goes on as its verb does."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from perfuse import storage
@@ -11,18 +13,23 @@ from perfuse.campaigns.planning import Plan, Planned
 from perfuse.campaigns.schema import Ensemble, Evaluate, Predict, PseudoLabel, Train
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.console import say
-from perfuse.errors import CampaignError
+from perfuse.errors import CampaignError, ServerError
 from perfuse.inference.options import fused_otherwise
 from perfuse.locks import writing
+from perfuse.outages import outlast
 from perfuse.pseudolabels import human_label, pseudolabel
 from perfuse.registry import load_model, record_evaluation, record_scores, scores_of
 from perfuse.registry.bundles import run_of, version_of
 from perfuse.scoring import evaluate, tune
+from perfuse.tracking import Run
 from perfuse_jobs.campaign_results import Result, conclude, done, keep, place_of, run_at, show_beneath
 from perfuse_jobs.predict import predictor
 from perfuse_jobs.session import check_shared
 from perfuse_jobs.train import Part, train
 from perfuse_jobs.workers import ONE, Workers
+
+OUTAGE = (5.0, 20.0, 45.0, 120.0, 300.0, 600.0, 600.0)
+"""Seconds that a server which goes away between two stages, or within one, is given, again and again: the stage goes on then."""
 
 
 def run(plan: Plan, *, workers: Workers = ONE, local: bool = False) -> list[Result]:
@@ -50,15 +57,19 @@ class _Runner:
         self.parent = run_at(place, plan.name, {"perfuse.key": plan.key, "perfuse.campaign": plan.name})
         try:
             for number, planned in enumerate(plan.stages, 1):
-                self._stage(planned, f"stage {number} of {len(plan.stages)}, {planned.stage.kind} {planned.stage.name}")
+                title = f"stage {number} of {len(plan.stages)}, {planned.stage.kind} {planned.stage.name}"
+                outlast(partial(self._stage, planned, title), OUTAGE)
+            outlast(self._conclude, OUTAGE)
         except BaseException as error:
-            self.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            _end(self.parent, error)
             raise
-        self.parent.json("campaign.json", plan.model_dump(mode="json"))
+        return list(self.results.values())
+
+    def _conclude(self) -> None:
+        self.parent.json("campaign.json", self.plan.model_dump(mode="json"))
         self.parent.json("results.json", [result.model_dump(mode="json") for result in self.results.values()])
         self.parent.json("lineage.json", self._lineage())
         self.parent.finish()
-        return list(self.results.values())
 
     def _lineage(self) -> dict[str, Any]:
         """Of every soft label: what made it of what, by scan and name."""
@@ -87,7 +98,7 @@ class _Runner:
         try:
             result = _DO[stage.kind](self, planned, stage).model_copy(update={"run_id": run.id})
         except BaseException as error:
-            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            _end(run, error)
             raise
         conclude(run, result)
         return result
@@ -198,6 +209,11 @@ class _Runner:
         for score in scores:
             record_evaluation(score, kind="test")
         return _result(planned, labels=labels, scores=tuple(asdict(score) for score in scores))
+
+
+def _end(run: Run, error: BaseException) -> None:
+    with suppress(ServerError):  # the error that ended it is the one to tell
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 
 def _answering(model: Model) -> dict[str, Any]:

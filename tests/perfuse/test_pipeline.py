@@ -12,7 +12,7 @@ import torch
 from perfuse.catalog import Scan
 from perfuse.contract import Forward, Network
 from perfuse.inference import scratch
-from perfuse.inference.engine import PICTURES, Engine
+from perfuse.inference.engine import Engine
 from perfuse.inference.grid import Grid
 from perfuse.inference.pipeline import Slab, finished
 from perfuse.inference.planning import plan
@@ -77,7 +77,7 @@ def test_all_three_go_on_at_once(scan: Scan, monkeypatch: pytest.MonkeyPatch) ->
         assert network_went_on.wait(PATIENCE)
         return plain_write(self, *words)
 
-    batches = SLAB // PICTURES * 2
+    batches = SLAB // engine(Same()).pictures * 2
 
     def before(call: int) -> None:
         band = call // batches

@@ -1,15 +1,9 @@
 """The run in MLflow, through a server that goes away in the middle and comes back."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,61 +19,13 @@ from perfuse_jobs.run_log import RunLog
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Server:
-    """An MLflow server on SQLite, which can be killed and started again at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", self.folder]
-        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", *stores]
-        self.process = subprocess.Popen(
-            [sys.executable, *words],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while not self.answers():
-            assert time.monotonic() < deadline, "MLflow does not start"
-            time.sleep(0.2)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
-                return bool(reply.status == 200)
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server(tmp_path)
-    server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    yield server
-    server.kill()
-
-
 @pytest.fixture
 def job(tiny: Recipe, scans: Path, workdir: Path) -> TrainingJob:
     return plan_job(tiny, str(scans), str(workdir / "runs"))
 
 
 def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(
-    job: TrainingJob, server: Server, capsys: pytest.CaptureFixture[str]
+    job: TrainingJob, mlflow_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: dict[int, float] = {}
     seconds: list[float] = []
@@ -87,7 +33,7 @@ def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(
 
         def report(step: int, metrics: dict[str, float], pictures: dict[str, bytes]) -> None:
             if step == 8:
-                server.kill()
+                mlflow_server.kill()
             told[step] = metrics["loss"]
             begin = time.monotonic()
             log(step, metrics, pictures)
@@ -96,7 +42,7 @@ def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(
         train_local(job, report)
         assert latest_step(job.folder) == 24, "the training is done while MLflow is away"
         assert max(seconds[1:]) < 0.3, "no step waits; the first does, for the run to be open"
-        server.start()
+        mlflow_server.start()
         log.flush()
         run = log.run()
     assert list(told) == [1, 8, 10, 16, 20, 24]

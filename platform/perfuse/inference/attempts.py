@@ -14,6 +14,7 @@ from perfuse import storage
 from perfuse.console import say
 from perfuse.errors import ContractError, PlanError, QuarantineError, ServerError
 from perfuse.inference.prediction import Prediction, Worker
+from perfuse.outages import outlast
 
 Row = dict[str, int]
 Result = TypeVar("Result")
@@ -70,17 +71,12 @@ def alone(worker: Worker, row: Row) -> str | None:
 
 def patiently(url: str, work: Callable[[], Result]) -> Result:
     """What `work` answers, asked again where the store of a URL does not answer; ServerError when it stays away."""
-    pauses = iter(OUTAGE)
-    while True:
-        try:
-            with storage.reaching(url):
-                return work()
-        except ServerError as error:
-            pause = next(pauses, None)
-            if pause is None:
-                raise
-            say(f"tried again in {pause:.0f} s: {error}")
-        time.sleep(pause)
+
+    def reached() -> Result:
+        with storage.reaching(url):
+            return work()
+
+    return outlast(reached, OUTAGE)
 
 
 def counted(prediction: Prediction, worker: Worker, row: Row) -> str | None:

@@ -27,8 +27,8 @@ Fixed = npt.NDArray[np.int16]
 MOST_STREAMS = 8
 """Batches that a process computes at once, at most, for each holds a network's activations. More cores take more processes."""
 
-PICTURES = 4
-"""Of a batch, that a core computes at a time: more are no faster there, and hold more activations."""
+PICTURES = {"fp32": 2, "bf16": 4, "fp16": 4}
+"""Of a batch, that a core computes at a time, by the numbers: more are hardly faster there, and hold more activations."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Engine:
         streams = min(threads or torch.get_num_threads(), MOST_STREAMS) if device == "cpu" else 1
         return cls(network_on(network, backend, device), forward, device, backend, streams)
 
+    @property
+    def pictures(self) -> int:
+        """Of a batch, that a CPU's core computes at a time."""
+        return PICTURES[self.backend.partition("-")[2]]
+
     def logits(self, images: Images) -> Fixed:
         """Fixed point [n, classes · targets, h, w] of float32 images [n, planes, h, w], averaged over the contract's views.
 
@@ -81,7 +86,7 @@ class Engine:
             torch.set_num_threads(1)  # of the thread that says it, and of those that begin later
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-            parts = torch.split(batch, PICTURES) if self.device == "cpu" else (batch,)
+            parts = torch.split(batch, self.pictures) if self.device == "cpu" else (batch,)
             return np.concatenate([views.answer(self._numbers, part, self.forward).cpu().numpy() for part in parts])
 
     def _numbers(self, batch: "torch.Tensor") -> "torch.Tensor":

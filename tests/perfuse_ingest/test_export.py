@@ -1,3 +1,4 @@
+import errno
 import gzip
 import struct
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 from typer.testing import CliRunner
 
+from perfuse import storage
 from perfuse.catalog import LabelInfo, Scan
 from perfuse.cli import build
 from perfuse.errors import ScanError
@@ -115,6 +117,28 @@ def test_slices_do_not_mix_with_others(write, tmp_path):
     with pytest.raises(ScanError, match=r"slices is not empty.*Name a new one"):
         write("slices/", 0.9)
     assert {f: f.read_bytes() for f in (tmp_path / "slices").iterdir()} == before
+
+
+def test_slices_that_were_cut_off_are_written_whole_by_the_same_request_alone(write, tmp_path, monkeypatch):
+    whole = {f.name: f.read_bytes() for f in write("whole/").iterdir()}
+    plain, calls = storage.write_bytes, iter(range(100))
+
+    def full(url, data):
+        if next(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(url, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            write("slices/")
+    cut_off = sorted(f.name for f in (tmp_path / "slices").iterdir())
+    assert len(cut_off) == 5
+    assert "unfinished.json" in cut_off
+    (tmp_path / "slices" / ".0004.tif.partial").write_bytes(b"torn")
+    with pytest.raises(ScanError, match="is not empty"):
+        write("slices/", 0.9)
+    assert {f.name: f.read_bytes() for f in write("slices/").iterdir()} == whole
 
 
 @pytest.mark.parametrize("ending", [".csv", ".nii.gz", ".ply", "/"])

@@ -12,6 +12,8 @@ from perfuse.errors import ScanError
 from perfuse_ingest.export.masks import Mask, Slabs
 
 _GZIP_LEVEL = 6
+UNFINISHED = "unfinished.json"
+"""In a folder of slices that is being written: of what."""
 
 
 def write_table(slabs: Slabs, out: Path) -> None:
@@ -35,14 +37,18 @@ def encode(plane: Mask) -> str:
 def write_slices(slabs: Slabs, url: str) -> None:
     """A folder of TIFF slices, 0 and 255, deflated, with the voxel size (that along z as ImageJ has it).
 
-    Raises ScanError for a folder that is not empty: what lies there may be slices of another scan.
+    What was cut off is written anew by the same request: until all slices are there, `unfinished.json` says whose they are.
+    Raises ScanError for a folder with anything else in it: slices would mix.
     """
     import tifffile
 
-    if not storage.is_empty(url):
+    note = storage.join(url, UNFINISHED)
+    begun = {"label": slabs.scan.label_info(slabs.label).digest, "threshold": slabs.threshold}
+    if not storage.is_empty(url) and not (storage.exists(note) and storage.read_json(note) == begun):
         raise ScanError(
             f"The folder {url} is not empty: slices would mix with what lies there. Name a new one, or empty it."
         )
+    storage.write_json(note, begun)
     z_um, y_um, x_um = slabs.scan.info.voxel_size_um
     digits = max(4, len(str(slabs.scan.shape_zyx[0] - 1)))
     for first, mask in slabs:
@@ -58,6 +64,8 @@ def write_slices(slabs: Slabs, url: str) -> None:
                 metadata=None,
             )
             storage.write_bytes(storage.join(url, f"{number:0{digits}d}.tif"), slice_.getvalue())
+    storage.remove_leftovers(url)
+    storage.remove_file(note)
 
 
 def write_nifti(slabs: Slabs, out: Path) -> None:

@@ -40,7 +40,7 @@ def campaign(
     from perfuse.campaigns.leakage import check
     from perfuse.campaigns.networks import check_networks
     from perfuse.finding import find_scans
-    from perfuse.registry import donors_of
+    from perfuse.registry import donors_of, load_bundle
 
     check_local(local, workers)
     scans = find_scans(data)
@@ -52,7 +52,7 @@ def campaign(
         donors_of=donors_of,
     )
     check(planned)
-    check_networks(planned)
+    check_networks(planned, lambda uri: load_bundle(uri).contract.forward)
     _check_weights(planned, warns=plan or on_cluster())
     if plan:
         return _show_plan(planned, as_json=as_json)

@@ -9,6 +9,7 @@ from perfuse.campaigns.leakage import check
 from perfuse.campaigns.networks import check_networks
 from perfuse.campaigns.roles import choose
 from perfuse.catalog import LabelInfo, Scan
+from perfuse.contract import Forward, Network
 from perfuse.errors import CampaignError
 from perfuse.labels import writer_for
 from perfuse.models.operations import LEARNING, SUSTAINED
@@ -377,10 +378,10 @@ def test_a_scan_that_a_stage_may_not_see_is_refused_before_anything_runs(scans, 
 
     def refused_by(stage, path):
         for allowed in ("voxel_size_range=2", "resample_um=50"):
-            check_networks(planned([*scans, fine], path, f"recipe.{allowed}", "recipe.crop=32"))
+            check_networks(planned([*scans, fine], path, f"recipe.{allowed}", "recipe.crop=32"), no_model)
         said = rf"Stage {stage}: scan fine has voxels of 25 .* 33\.3333 to 75 µm only.*--set recipe\.resample_um="
         with pytest.raises(CampaignError, match=said):
-            check_networks(planned([*scans, fine], path, "recipe.crop=32"))
+            check_networks(planned([*scans, fine], path, "recipe.crop=32"), no_model)
 
     for kind in ("predict", "pseudolabel", "evaluate"):
         refused_by(
@@ -388,9 +389,18 @@ def test_a_scan_that_a_stage_may_not_see_is_refused_before_anything_runs(scans, 
         )
     refused_by("first", written(tmp_path, {**TRAIN_A, "validation": ["fine"]}))
 
+    there = {"kind": "predict", "name": "seen", "model": "models:/there/3", "scans": ["fine"]}
+    fitting, coarse = (Forward(network=Network(), voxel_size_um=allowed) for allowed in ((20, 30), (40, 60)))
+    plan = planned([*scans, fine], written(tmp_path, there), "recipe.crop=32", donors_of=lambda _: {})
+    check_networks(plan, {"models:/there/3": fitting}.__getitem__)
+    with pytest.raises(
+        CampaignError, match=r"Stage seen: scan fine has voxels of 25 .* 40 to 60 µm.*Name another model"
+    ):
+        check_networks(plan, {"models:/there/3": coarse}.__getitem__)
+
 
 def test_networks_are_tried_before_anything_runs(scans, tmp_path):
     for wrong, said in (("recipe.network.encoder=resnet19", "resnet18"), ("recipe.crop=2048", "half of a crop")):
         train = {**TRAIN_A, "settings": [wrong.removeprefix("recipe.")]}
         with pytest.raises(CampaignError, match=rf"Stage first: .*{said}"):
-            check_networks(planned(scans, written(tmp_path, train)))
+            check_networks(planned(scans, written(tmp_path, train)), no_model)

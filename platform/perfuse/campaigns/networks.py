@@ -1,5 +1,7 @@
 """Refusing campaigns with a network that a later stage could not train, or with a scan that its model would not be allowed on."""
 
+from collections.abc import Callable
+
 from perfuse.campaigns.planning import Plan, Planned
 from perfuse.campaigns.schema import answering
 from perfuse.catalog import Scan
@@ -8,27 +10,33 @@ from perfuse.errors import CampaignError, RecipeError
 from perfuse.recipes import Recipe
 from perfuse.recipes.checking import check_network, check_pixels, check_planes, pixels
 
+_AMENDS = {
+    False: "Allow more by --set recipe.voxel_size_range=…, let the models see scans at an allowed voxel size by "
+    "--set recipe.resample_um=…, or leave the scan out.",
+    True: "Name another model, ingest the scan at an allowed voxel size, or leave it out.",
+}
+"""What to do, by whether a model is there already."""
 
-def check_networks(plan: Plan) -> None:
+
+def check_networks(plan: Plan, forward_of: Callable[[str], Forward]) -> None:
     """CampaignError naming the stage whose network cannot be built, or does not take its crops, tiles or scans.
 
-    Models from elsewhere are not looked at: their contracts are checked when they answer.
+    forward_of: the forward contract of a registered model, by its URI.
     """
-    trained: dict[str, list[Forward]] = {}
+    known: dict[str, list[Forward]] = {}
     for planned in plan.stages:
         stage = planned.stage
         if planned.recipe is not None:
-            trained[stage.name], seen = [_trained(planned, planned.recipe)], planned.judges
+            answers, seen, registered = [_trained(planned, planned.recipe)], planned.judges, False
         else:
-            trained[stage.name], seen = [f for name in answering(stage) for f in trained.get(name, [])], planned.scans
+            named = answering(stage)
+            answers = [f for name in named for f in (known[name] if name in known else [forward_of(name)])]
+            seen, registered = planned.scans, not known.keys() >= set(named)
+        known[stage.name] = answers
         for site in seen:
             scan = Scan.open(site.url)
-            for forward in trained[stage.name]:
-                if fault := forward.refusal(scan.info.voxel_size_um):
-                    raise CampaignError(
-                        f"Stage {stage.name}: scan {scan.info.id} {fault}. Allow more by --set recipe.voxel_size_range=…, let "
-                        "the models see scans at an allowed voxel size by --set recipe.resample_um=…, or leave the scan out."
-                    )
+            for fault in filter(None, (forward.refusal(scan.info.voxel_size_um) for forward in answers)):
+                raise CampaignError(f"Stage {stage.name}: scan {scan.info.id} {fault}. {_AMENDS[registered]}")
 
 
 def _trained(planned: Planned, recipe: Recipe) -> Forward:

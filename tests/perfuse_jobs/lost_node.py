@@ -23,8 +23,8 @@ from perfuse_jobs import predict as jobs
 from perfuse_jobs.session import quieten
 from perfuse_jobs.workers import Workers
 
-NODE = {"num_cpus": 2, "object_store_memory": 100_000_000, "node_ip_address": "127.0.0.1"}
-"""Room for a process that holds the network, and for the other's when its node is gone."""
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "node_ip_address": "127.0.0.1"}
+"""Room for one process that holds the network, and for no other while that is at work."""
 
 
 def main(scan_url: str, output: str) -> None:
@@ -46,6 +46,7 @@ def main(scan_url: str, output: str) -> None:
         del what, total
         yield lambda: None if told else kill_a_node()
 
+    jobs.TASK_CPUS = 1.0
     jobs.progress = killing  # type: ignore[assignment]
     predict(scan_url, bundle(), output, runner=jobs.on_ray(Workers(2, 2)))
     told["nodes"] = sum(node["Alive"] for node in ray.nodes())

@@ -216,7 +216,7 @@ def test_processes_share_the_memory_and_the_cpus_of_a_node(monkeypatch: pytest.M
 
 
 def test_a_node_that_is_gone(tmp_path: Path) -> None:
-    """Killed with what it computes when the first slab is written: the other node does the rest, with the same voxels."""
+    """Killed with what it computes when the first slab is written: the other, full, does the rest, with the same voxels."""
     url = ingested(tmp_path, (136, 72, 96))
     env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nodes may be on the loopback
     words = [sys.executable, str(Path(__file__).with_name("lost_node.py")), url, "left"]
@@ -224,7 +224,7 @@ def test_a_node_that_is_gone(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])
     assert 0 < told["left"] < 7, "it was killed in the middle"
-    assert told["actors"] >= 1
+    assert told["actors"] == 1
     assert told["nodes"] == 2, "the head, and the one that was left"
     predict(url, bundle(), "undisturbed")
     scan = Scan.open(url)

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from perfuse.errors import ContractError
 from perfuse.geometry import in_plane
@@ -25,7 +25,7 @@ Edge = Annotated[float, Field(gt=0)]
 Numbers = Literal["auto", "fp32", "bf16", "fp16"]
 """What a network is computed in; auto: what the machine is fast at."""
 Scale = Annotated[float, Field(ge=0.25, le=4)]
-Turns = Literal["none", "flips", "quarters", "all"]
+Turns = Annotated[Literal["none", "flips", "quarters", "all"], BeforeValidator(lambda v: "none" if v is None else v)]
 Window = Literal["mean", "hann", "gaussian", "max"]
 Level = Annotated[int, Field(ge=1, le=255)]
 Threshold = Level | dict[str, Level]

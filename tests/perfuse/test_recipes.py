@@ -50,10 +50,13 @@ def test_settings_replace_values_of_every_kind() -> None:
 
 
 def test_none_and_nothing_take_values_away() -> None:
-    recipe = load_recipe("quickstart", ["network.decoder_channels=none", "network.encoder_weights=None", "holdout="])
+    taken = ["network.decoder_channels=none", "network.encoder_weights=None", "holdout=", "normalisation.knee=null"]
+    recipe = load_recipe("vesselnn", taken)
     assert recipe.network.decoder_channels is None
     assert recipe.network.encoder_weights is None
     assert recipe.holdout == ()
+    assert recipe.normalisation.knee is None
+    assert load_recipe("sennet_3rd", ["turns=none"]).turns == "none", "a choice of that name is no missing value"
 
 
 @pytest.mark.parametrize(

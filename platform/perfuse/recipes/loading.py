@@ -27,7 +27,7 @@ def load_recipe(name: str, settings: Sequence[str] = (), *, smoke: bool = False)
     """A built-in recipe, that of a YAML file, or of a function `module:function`, with `key=value` settings over it.
 
     A file's `base` names the recipe that it changes; a base file lies relative to it. smoke: made small, before the settings.
-    Keys of what is nested by dots. Values are words, none for no value, a,b for a list, or YAML in brackets:
+    Keys of what is nested by dots. Values are words, none or null for no value, a,b for a list, or YAML in brackets:
     losses=[{kind: dice}]. Raises RecipeError that lists the valid choices.
     """
     given: list[set[str]] = []
@@ -179,8 +179,8 @@ def _index(values: Any, part: str) -> Any:
 
 
 def _value(text: str) -> Any:
-    """A word, which pydantic then reads; None; or what is written as a YAML list or mapping."""
-    if text.lower() == "none":
+    """A word, which pydantic then reads; None, said as none or null; or what is written as a YAML list or mapping."""
+    if text.lower() in ("none", "null"):
         return None
     if not text.startswith(("[", "{")):
         return text

@@ -6,7 +6,7 @@ SLOW := tests/perfuse_jobs tests/perfuse_serving tests/journeys
 
 .PHONY: quickstart test test-fast test-slow setup check bench
 
-quickstart: setup  ## the main job on embedded defaults, under 5 minutes on two cores
+quickstart: setup  ## the main job on embedded defaults, 2 to 7 minutes on two cores
 	.venv/bin/perfuse quickstart
 
 test: test-fast test-slow  ## all tests (-j2: halves side by side); journeys that need Ceph or PostgreSQL skip where those are missing

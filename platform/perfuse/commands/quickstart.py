@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
             "perfuse-work"
         ),
     ) -> None:
-        """The whole main job on four phantom organs, on this machine: 5 to 7 minutes on two cores.
+        """The whole main job on four phantom organs, on this machine: 2 to 7 minutes on two cores.
 
         Run it again and nothing is redone.
 
